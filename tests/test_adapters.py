@@ -1,0 +1,315 @@
+# Made from nbs/06_adapters.ipynb by `pmd-dev tests`. Edit the notebook.
+import pytest
+import torch
+from perceiver_moe_diffusion.adapters import ConvAdapter
+from perceiver_moe_diffusion.adapters import FiLM
+from perceiver_moe_diffusion.adapters import ImagePreprocessor
+from perceiver_moe_diffusion.adapters import InputQuery
+from perceiver_moe_diffusion.adapters import LearnedQuery
+from perceiver_moe_diffusion.adapters import MultiModalPreprocessor
+from perceiver_moe_diffusion.adapters import PatchAdapter
+from perceiver_moe_diffusion.adapters import PositionQuery
+from perceiver_moe_diffusion.adapters import TextPreprocessor
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.fourier import grid_positions
+from perceiver_moe_diffusion.perceiver import PerceiverIO
+from torch import nn
+
+
+SHAPES = [(1, 8, 8), (3, 12, 8), (2, 4, 20)]  # square, tall, wide
+
+
+def random_image(shape, batch=2, seed=0):
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_patches_put_back_are_the_image(shape, patch_size):
+    image = random_image(shape)
+    tokens = ImagePreprocessor(shape, patch_size, num_bands=3)(image)
+    channels, height, width = shape
+    assert tokens.shape == (2, height * width // patch_size**2, channels * patch_size**2 + 2 * (2 * 3 + 1))
+    back = torch.empty_like(image)
+    for i, row in enumerate(tokens.unbind(dim=1)):  # written out, so as not to test einops against itself
+        y, x = (patch_size * n for n in divmod(i, width // patch_size))
+        back[:, :, y:y + patch_size, x:x + patch_size] = row[:, :channels * patch_size**2].view(2, channels, patch_size, patch_size)
+    torch.testing.assert_close(back, image, rtol=0, atol=0)
+
+
+def test_the_position_channels_tell_every_patch_apart_and_ignore_the_image():
+    preprocess = ImagePreprocessor((3, 12, 8), patch_size=2)
+    tokens = preprocess(random_image((3, 12, 8)))
+    torch.testing.assert_close(tokens[:, :, 12:], preprocess.positions.expand(2, -1, -1))
+    torch.testing.assert_close(preprocess.positions[:, :2], grid_positions((6, 4)))
+    assert torch.pdist(preprocess.positions).min() > 0.1
+
+
+@pytest.mark.parametrize("shape,patch_size", [((1, 28, 28), 3), ((1, 8, 12), 8), ((1, 12, 8), 8), ((1, 8, 8), 0), ((1, 8, 8), -2)])
+def test_a_patch_that_does_not_fit_is_refused(shape, patch_size):
+    with pytest.raises(UserError, match=f"{patch_size} pixels.*{shape[1]}×{shape[2]}.*divides"):
+        ImagePreprocessor(shape, patch_size)
+
+
+def test_an_image_of_another_shape_is_refused():
+    with pytest.raises(UserError, match=r"\(1, 8, 12\).*\(1, 8, 8\)"):
+        ImagePreprocessor((1, 8, 8), 2)(torch.zeros(1, 1, 8, 12))
+
+
+def silenced_core(query_dim, query_residual):
+    "A Perceiver IO whose decoder reads nothing and adds nothing."
+    core = PerceiverIO(query_dim, query_dim, dim=8, num_latents=2, depth=1, num_heads=2, query_residual=query_residual)
+    for layer in (core.decoder.attention.to_out, core.decoder.feed_forward.mlp[-1]):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return core
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_residual_of_the_decoder_carries_the_query_past_the_latents(residual):
+    torch.manual_seed(0)
+    preprocess = ImagePreprocessor((1, 4, 4))
+    tokens = preprocess(random_image((1, 4, 4)))
+    asked = InputQuery(preprocess.positions, preprocess.token_dim, 8)(tokens)
+    output = silenced_core(8, residual)(asked, asked).output
+    torch.testing.assert_close(output, asked if residual else torch.zeros_like(asked))
+
+
+def test_queries_have_one_row_per_place_and_only_the_input_query_looks_at_the_image():
+    torch.manual_seed(0)
+    preprocess = ImagePreprocessor((3, 6, 4), patch_size=2)
+    tokens = preprocess(random_image((3, 6, 4)))
+    by_position = PositionQuery(preprocess.positions, preprocess.token_dim, 16)(tokens)
+    by_input = InputQuery(preprocess.positions, preprocess.token_dim, 16)
+    asked = by_input(tokens)
+    assert by_position.shape == asked.shape == (2, 6, 16)
+    torch.testing.assert_close(by_position[0], by_position[1])
+    changed = tokens.clone()
+    changed[0, 4] += 1
+    different = (by_input(changed) != asked).any(dim=-1)
+    assert different.nonzero().tolist() == [[0, 4]], "a query looks at the token of its own place and image alone"
+    assert torch.pdist(by_input(torch.zeros_like(tokens))[0]).min() > 0.01, "equal tokens at different places ask differently"
+
+
+def test_learned_queries_are_the_same_for_every_input_and_are_learned():
+    query = LearnedQuery(16, num_queries=3)
+    asked = query(torch.zeros(5, 7, 2))
+    assert asked.shape == (5, 3, 16) and [name for name, _ in query.named_parameters()] == ["query"]
+    torch.testing.assert_close(asked[0], asked[4])
+    asked.sum().backward()
+    torch.testing.assert_close(query.query.grad, torch.full((3, 16), 5.0))
+
+
+def test_film_starts_as_the_identity_yet_can_learn_from_the_first_step():
+    film, x = FiLM(4, 6), torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    condition = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(film(x, condition), x, rtol=0, atol=0)
+    film(x, condition).square().sum().backward()
+    assert (film.to_scale_shift.weight.grad.abs().sum(dim=1) > 0).all(), "every scale and shift gets a gradient"
+
+
+def test_film_is_its_equation_and_keeps_the_samples_apart():
+    torch.manual_seed(0)
+    film, x, condition = FiLM(4, 6), torch.randn(2, 5, 6), torch.randn(2, 4)
+    nn.init.normal_(film.to_scale_shift.weight)
+    gamma, beta = film.to_scale_shift(condition).split(6, dim=-1)
+    expected = torch.stack([x[i] * (1 + gamma[i]) + beta[i] for i in range(2)])
+    torch.testing.assert_close(film(x, condition), expected)
+
+
+def set_identity(linear):
+    "Let a linear layer hand its first channels on unchanged."
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(*linear.weight.shape))
+        linear.bias.zero_()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_identity_maps_the_patch_adapter_gives_the_image_back(shape):
+    adapter = PatchAdapter(shape, condition_dim=4, dim=4 * shape[0], patch_size=2)
+    set_identity(adapter.to_tokens)
+    set_identity(adapter.from_tokens)
+    image, condition = random_image(shape), torch.zeros(2, 4)
+    tokens, skip = adapter.tokens(image, condition)
+    assert tokens.shape == (2, shape[1] * shape[2] // 4, adapter.token_dim) and skip is None
+    torch.testing.assert_close(adapter.image(tokens, skip, condition), image)
+
+
+@pytest.mark.parametrize("kind", ["PatchAdapter", "ConvAdapter"])
+def test_positions_follow_the_module_and_are_not_saved(kind):
+    adapter = {"PatchAdapter": PatchAdapter, "ConvAdapter": ConvAdapter}[kind]((1, 8, 16), condition_dim=4, dim=8)
+    before = adapter.positions
+    assert adapter.double().positions.dtype == torch.float64
+    torch.testing.assert_close(adapter.positions.float(), before)
+    assert adapter.to("meta").positions.device.type == "meta"
+    assert not [name for name in adapter.state_dict() if "positions" in name]
+
+
+def test_the_conv_adapter_spreads_each_token_over_the_cells_it_came_from():
+    for shape in SHAPES:
+        adapter = ConvAdapter(shape, condition_dim=4, dim=16 * 4, stem_patch=1, stem_channels=16)
+        set_identity(adapter.to_tokens)
+        set_identity(adapter.from_tokens)
+        seen, condition = [], torch.zeros(2, 4)
+        adapter.head.register_forward_pre_hook(lambda part, args: seen.append(args[0]))
+        tokens, skip = adapter.tokens(random_image(shape), condition)
+        assert tokens.shape == (2, shape[1] * shape[2] // 4, adapter.token_dim) and skip.shape == (2, 16, *shape[1:])
+        adapter.image(tokens, skip, condition)
+        torch.testing.assert_close(seen[0], 2 * skip)  # once from the tokens, put back in place, and once from the skip
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 8), (1, 8, 20)])
+@pytest.mark.parametrize("stem_patch,token_patch", [(1, 2), (2, 1), (2, 2), (1, 4)])
+def test_the_conv_adapter_answers_in_the_shape_of_its_image(shape, stem_patch, token_patch):
+    adapter = ConvAdapter(shape, 4, dim=8, stem_patch=stem_patch, token_patch=token_patch, stem_channels=8)
+    tokens, skip = adapter.tokens(random_image(shape), torch.randn(2, 4))
+    assert tokens.shape == (2, len(adapter.positions), 8)
+    assert adapter.image(tokens, skip, torch.randn(2, 4)).shape == (2, *shape)
+
+
+def test_the_skip_carries_the_image_when_the_core_says_nothing():
+    torch.manual_seed(0)
+    adapter, condition = ConvAdapter((1, 8, 12), 4, dim=8, stem_channels=8), torch.zeros(2, 4)
+    tokens, skip = adapter.tokens(random_image((1, 8, 12)), condition)
+    silent = adapter.image(torch.zeros_like(tokens), skip, condition)
+    assert (silent[0] - silent[1]).abs().max() > 0.01
+    cut = adapter.image(torch.zeros_like(tokens), torch.zeros_like(skip), condition)
+    torch.testing.assert_close(cut[0], cut[1])
+
+
+def test_every_part_of_the_conv_adapter_learns_and_the_condition_reaches_all_three_places():
+    torch.manual_seed(0)
+    adapter = ConvAdapter((1, 8, 12), 4, dim=8, stem_channels=8)
+    condition = torch.randn(2, 4)
+    tokens, skip = adapter.tokens(random_image((1, 8, 12)), condition)
+    adapter.image(tokens, skip, condition).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.parameters())
+
+
+@pytest.mark.parametrize("stem_channels", [12, 4, 0, -8])
+def test_stem_channels_are_a_multiple_of_8(stem_channels):
+    with pytest.raises(UserError, match=f"stem_channels={stem_channels} .*multiple of 8"):
+        ConvAdapter((1, 8, 8), 4, stem_channels=stem_channels)
+
+
+def test_stem_and_token_patch_together_must_divide_the_image():
+    with pytest.raises(UserError, match="6 pixels.*stem_patch · token_patch.*28×28"):
+        ConvAdapter((1, 28, 28), 4, stem_patch=2, token_patch=3)
+
+
+def decode(ids):
+    return [bytes(byte for byte in row if byte != TextPreprocessor.PAD).decode() for row in ids.tolist()]
+
+
+@pytest.mark.parametrize("text", ["three", "", "naïve café", "日本語", "🙂🙃", "a\nb\t\0"])
+def test_text_comes_back_from_its_bytes(text):
+    preprocess = TextPreprocessor(max_length=16, dim=8)
+    ids = preprocess.encode([text])
+    tokens, mask = preprocess(ids)
+    assert ids.shape == (1, 16) and ids.dtype == torch.long and tokens.shape == (1, 16, 8)
+    assert decode(ids) == [text] and int(mask.sum()) == len(text.encode())
+
+
+def test_a_long_text_is_cut_after_a_whole_character():
+    texts = ["abcdefgh", "日本語", "ab🙂", "é" * 9]
+    assert decode(TextPreprocessor(5).encode(texts)) == ["abcde", "日", "ab", "éé"]
+    assert decode(TextPreprocessor(2).encode(["日"])) == [""], "no character fits"
+
+
+def test_an_empty_batch_of_texts_has_the_shape_of_a_batch():
+    ids = TextPreprocessor(5).encode([])
+    assert ids.shape == (0, 5) and ids.dtype == torch.long
+
+
+def test_mistakes_with_texts_are_named():
+    with pytest.raises(UserError, match="a list of texts"):
+        TextPreprocessor(5).encode("three")
+    with pytest.raises(UserError, match="texts of 6 bytes.*max_length=5"):
+        TextPreprocessor(5)(torch.zeros(1, 6, dtype=torch.long))
+    with pytest.raises(UserError, match="max_length=0"):
+        TextPreprocessor(0)
+
+
+def mixed_model(seed=0):
+    "A multi-modal preprocessor and a function from its inputs to the answers of one core."
+    torch.manual_seed(seed)
+    both = MultiModalPreprocessor({"image": ImagePreprocessor((1, 4, 6), patch_size=2), "text": TextPreprocessor(6, dim=16)})
+    core, query = PerceiverIO(both.token_dim, 8, dim=16, num_latents=3, depth=1, num_heads=2), LearnedQuery(8, 2)
+
+    def answer(inputs, present=None):
+        tokens, mask = both(inputs, present)
+        return core(tokens, query(tokens), mask).output
+
+    return both, answer
+
+
+def mixed_inputs(both, texts=("abc", "", "a longer text")):
+    return {"image": random_image((1, 4, 6), batch=3), "text": both.preprocessors["text"].encode(list(texts))}
+
+
+def test_a_mixed_batch_goes_through_one_core():
+    both, answer = mixed_model()
+    inputs = mixed_inputs(both)
+    tokens, mask = both(inputs)
+    assert tokens.shape == (3, 6 + 6, both.token_dim) and mask.sum(dim=1).tolist() == [6 + 3, 6, 6 + 6]
+    output = answer(inputs)
+    assert output.shape == (3, 2, 8) and output.isfinite().all()
+    output.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in both.parameters())
+
+
+def test_what_is_absent_or_padding_has_no_influence():
+    both, answer = mixed_model()
+    inputs, present = mixed_inputs(both), {"text": torch.tensor([True, True, False])}
+    output = answer(inputs, present)
+    image_only = answer({"image": inputs["image"]})
+    torch.testing.assert_close(output[1], image_only[1])  # an empty text: padding alone
+    torch.testing.assert_close(output[2], image_only[2])  # a text that is not present
+    assert (output[0] - image_only[0]).abs().max() > 1e-4, "a text that is there is read"
+    other = answer({**inputs, "text": both.preprocessors["text"].encode(["abc", "", "unlike"])}, present)
+    torch.testing.assert_close(other, output)
+    with torch.no_grad():
+        both.preprocessors["text"].byte.weight[TextPreprocessor.PAD] += 100
+    torch.testing.assert_close(answer(inputs, present), output)
+
+
+def test_a_text_alone_is_the_same_as_with_an_absent_image():
+    both, answer = mixed_model()
+    inputs = mixed_inputs(both, ["abc", "d", "e"])
+    absent = answer(inputs, {"image": torch.zeros(3, dtype=torch.bool)})
+    torch.testing.assert_close(absent, answer({"text": inputs["text"]}))
+
+
+def test_a_sample_with_nothing_at_all_is_answered_without_nan():
+    both, answer = mixed_model()
+    output = answer({"text": both.preprocessors["text"].encode(["", "abc"])})
+    assert output.isfinite().all()
+    torch.testing.assert_close(output[1:], answer({"text": both.preprocessors["text"].encode(["abc"])}))
+
+
+def test_the_order_of_the_modalities_does_not_matter():
+    both, answer = mixed_model()
+    inputs = mixed_inputs(both)
+    torch.testing.assert_close(answer(dict(reversed(inputs.items()))), answer(inputs))
+
+
+def test_the_type_vector_tells_equal_tokens_apart():
+    torch.manual_seed(0)
+    twins = MultiModalPreprocessor({name: ImagePreprocessor((1, 4, 4)) for name in ("left", "right")})
+    image = random_image((1, 4, 4))
+    left, right = (twins({name: image})[0] for name in ("left", "right"))
+    width = twins.preprocessors["left"].token_dim
+    torch.testing.assert_close(left[..., :width], right[..., :width])
+    assert twins.token_dim == width + 4 and (left[..., width:] != right[..., width:]).all()
+
+
+@pytest.mark.parametrize("inputs,present", [({"audio": 0}, None), ({}, None), ({"image": 0}, {"txt": 0}), ({"image": 0, "sound": 0}, None)])
+def test_an_unknown_modality_is_refused_with_the_known_ones(inputs, present):
+    both, _ = mixed_model()
+    with pytest.raises(UserError, match=r"\['image', 'text'\]"):
+        both(inputs, present)
+
+
+def test_types_need_a_channel():
+    with pytest.raises(UserError, match="min_type_dim=0"):
+        MultiModalPreprocessor({"image": ImagePreprocessor((1, 4, 4))}, min_type_dim=0)

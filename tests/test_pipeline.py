@@ -1,0 +1,290 @@
+# Made from nbs/13_pipeline.ipynb by `pmd-dev tests`. Edit the notebook.
+import copy
+import json
+import pickle
+import pytest
+import sys
+import torch
+from dataclasses import replace
+from pathlib import Path
+from perceiver_moe_diffusion import moe
+from perceiver_moe_diffusion import sampling
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.pipeline import ALLOWED
+from perceiver_moe_diffusion.pipeline import Pipeline
+from perceiver_moe_diffusion.pipeline import from_plain
+from perceiver_moe_diffusion.pipeline import load_pipeline
+from perceiver_moe_diffusion.pipeline import save_pipeline
+from perceiver_moe_diffusion.pipeline import to_plain
+from safetensors.torch import load_file
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+
+PACKAGE = "perceiver_moe_diffusion."
+SETTINGS = {
+    "model": {
+        "_target_": PACKAGE + "denoiser.Denoiser", "image_shape": [1, 8, 8], "num_classes": 10, "condition_dim": 32,
+        "adapter": {"_target_": PACKAGE + "adapters.ConvAdapter", "_partial_": True, "dim": 32, "stem_channels": 16},
+        "query": {"_target_": PACKAGE + "adapters.InputQuery", "_partial_": True},
+        "core": {"_target_": PACKAGE + "perceiver.PerceiverIO", "_partial_": True, "dim": 32, "num_latents": 4, "depth": 1, "num_heads": 2,
+                 "feed_forward": {"_target_": PACKAGE + "moe.build_moe", "_partial_": True, "num_experts": 4, "top_k": 2,
+                                  "router": {"_target_": PACKAGE + "moe.TopKRouter", "_partial_": True},
+                                  "experts": [{"_target_": PACKAGE + "moe.MLPExpert", "_partial_": True, "mult": 2}]}}},
+    "diffusion": {"_target_": PACKAGE + "diffusion.Diffusion", "timesteps": 100,
+                  "schedule": {"_target_": PACKAGE + "diffusion.cosine", "_partial_": True}},
+    "sampler": {"_target_": PACKAGE + "sampling.DPMSolverPP", "steps": 4, "guidance_scale": 2.0},
+}
+NAMES = [str(i) for i in range(10)]
+
+
+def parts(settings=SETTINGS, extra=()):
+    "Denoiser, diffusion and sampler with fresh weights."
+    torch.manual_seed(0)
+    return [from_plain(to_plain(settings[name]), (*ALLOWED, *extra)) for name in ("model", "diffusion", "sampler")]
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    "A pipeline with fresh weights: enough for everything but beauty."
+    return Pipeline(*parts(), NAMES)
+
+
+@pytest.mark.parametrize("sampler", [sampling.DDPM(steps=5), sampling.DDIM(steps=5, eta=1.0), sampling.DPMSolverPP(steps=5)])
+def test_an_image_does_not_depend_on_its_batch(drawing, sampler):
+    pipeline = Pipeline(drawing.model, drawing.diffusion, sampler, NAMES)
+    labels = [3, 1, 4, 1, 5]
+    together = pipeline.sample(labels, seed=7)
+    assert_close(pipeline.sample(labels, seed=7, batch_size=2), together, atol=1e-4, rtol=0)
+    assert_close(pipeline.sample(labels[:1], seed=7), together[:1], atol=1e-4, rtol=0)
+    assert not torch.equal(together[1], together[3]), "the same label twice is not the same image"
+
+
+def test_the_seed_decides(drawing):
+    first = drawing.sample([2, 2], seed=1)
+    assert torch.equal(first, drawing.sample([2, 2], seed=1))
+    assert not torch.equal(first, drawing.sample([2, 2], seed=2))
+    assert first.shape == (2, 1, 8, 8) and bool((first.abs() <= 1).all())
+
+
+def test_drawing_leaves_the_global_random_numbers_alone(drawing):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    drawing.sample([0, 1])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_trajectory_ends_in_the_image_that_sample_draws(drawing):
+    steps = drawing.trajectory([4, 5], seed=3, steps=6)
+    assert [step.t_next for step in steps][-1] == -1 and len(steps) == 6
+    assert torch.equal(steps[-1].next, drawing.sample([4, 5], seed=3, steps=6))
+
+
+def test_a_guidance_scale_for_each_image(drawing):
+    scales = torch.tensor([0.5, 2.0, 4.0])
+    drawn = drawing.sample([6, 7, 8], guidance_scale=scales, batch_size=2)
+    for i, scale in enumerate(scales.tolist()):
+        assert_close(drawn[i], drawing.sample([6, 7, 8], guidance_scale=scale)[i], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("labels", [10, -1, 3.0, True, [], [3, 10], [0.5], "three", None, [[3], [1, 2]], float("nan")])
+def test_a_label_outside_the_classes_is_refused(drawing, labels):
+    with pytest.raises(UserError, match="whole numbers from 0 to 9"):
+        drawing.sample(labels)
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"guidance_scale": float("nan")}, "guidance_scale=nan"), ({"guidance_scale": -1}, "guidance_scale=-1"),
+    ({"guidance_scale": torch.tensor([1.0, float("inf")])}, "guidance_scale=inf"), ({"guidance_scale": torch.ones(3)}, "another length"),
+    ({"guidance_rescale": 1.5}, "guidance_rescale=1.5"), ({"guidance_interval": [2, 1]}, "guidance_interval"),
+    ({"steps": 0}, "steps=0"), ({"steps": -1}, "steps=-1"), ({"steps": 101}, "steps=101"), ({"steps": 2.5}, "steps=2.5"),
+    ({"temperature": 1}, "temperature"), ({"eta": 1}, "eta"), ({"seed": -1}, "seed=-1"), ({"seed": 0.5}, "seed=0.5")])
+def test_a_setting_that_cannot_work_is_refused(drawing, changes, said):
+    with pytest.raises(UserError) as refused:
+        drawing.sample([1, 2], **changes)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_refused_setting_changes_nothing(drawing):
+    before = replace(drawing.sampler)
+    with pytest.raises(UserError):
+        drawing.settings(guidance_scale=5.0, steps=0)
+    assert drawing.settings(guidance_scale=5.0).guidance_scale == 5.0
+    assert drawing.sampler == before
+
+
+@pytest.fixture
+def saved(tmp_path):
+    "A folder with a whole and healthy model."
+    model, *_ = parts()
+    save_pipeline(tmp_path, model, SETTINGS, NAMES, levels=17)
+    return tmp_path
+
+
+def refused(folder, said, **kwargs):
+    "Loading must end in one line that says `said`."
+    with pytest.raises(UserError) as error:
+        load_pipeline(folder, **kwargs)
+    assert said in str(error.value) and "\n" not in str(error.value), str(error.value)
+
+
+def test_a_saved_model_draws_the_same_images_to_the_last_bit(saved, drawing):
+    again = load_pipeline(saved)
+    assert not again.model.training and again.sampler == drawing.sampler and again.class_names == NAMES
+    for settings in ({}, {"guidance_scale": 0.0, "steps": 7}, {"guidance_scale": 4.5, "guidance_rescale": 0.5}):
+        assert torch.equal(again.sample([0, 9, 5], seed=11, **settings), drawing.sample([0, 9, 5], seed=11, **settings))
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("router", ["NoisyTopKRouter", "BiasBalancedRouter"])
+def test_every_router_comes_back(tmp_path, router):
+    settings = copy.deepcopy(SETTINGS)
+    settings["model"]["core"]["feed_forward"]["router"]["_target_"] = "perceiver_moe_diffusion.moe." + router
+    model, diffusion, sampler = parts(settings)
+    for name, buffer in model.named_buffers():
+        if name.endswith("router.bias"):
+            buffer.copy_(torch.linspace(-1, 1, 4))  # a bias that was learned is part of the model
+    save_pipeline(tmp_path / "new" / "folder", model, settings, NAMES, levels=17)
+    assert torch.equal(load_pipeline(tmp_path / "new" / "folder").sample([1, 2]), Pipeline(model, diffusion, sampler, NAMES).sample([1, 2]))
+
+
+def test_loading_leaves_the_global_random_numbers_alone(saved):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_pipeline(saved)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def edit(folder, where, value):
+    "Change a setting in config.json: `where` is a dotted path."
+    about = json.loads((folder / "config.json").read_text())
+    node, *keys = about, *where.split(".")
+    for key in keys[:-1]:
+        node = node[int(key) if key.isdigit() else key]
+    node[int(keys[-1]) if keys[-1].isdigit() else keys[-1]] = value
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+def test_missing_files(saved, tmp_path):
+    refused(tmp_path / "nowhere", "config.json is missing")
+    (saved / "model.safetensors").unlink()
+    refused(saved, "model.safetensors is missing")
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "cannot be read as JSON"), ('{"format": "perceiver_moe', "cannot be read as JSON"), ("\x00\xff", "cannot be read as JSON"),
+    ("[" * 100_000, "cannot be read as JSON"), ('{"format": NaN}', "cannot be read as JSON"),
+    ('{"model_type": "bert", "hidden_size": 768}', "not a model of this package"), ('["perceiver_moe_diffusion"]', "not a model of this package"),
+    ('{"format": "perceiver_moe_diffusion", "version": 2}', "Install the version that wrote it"),
+    ('{"format": "perceiver_moe_diffusion", "version": 1}', "does not describe a model")])
+def test_a_config_that_is_not_one(saved, text, said):
+    (saved / "config.json").write_text(text, encoding="utf-8")
+    refused(saved, said)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_weights(saved, keep):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(saved, "cannot be read as safetensors")
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda w: w.pop("core.latents"), "missing: ['core.latents']"),
+    (lambda w: w.update(stowaway=torch.zeros(3)), "surplus: ['stowaway']"),
+    (lambda w: w.update({"core.latents": torch.zeros(5, 32)}), "core.latents of shape (5, 32)"),
+    (lambda w: w.update({"core.latents": w["core.latents"].half()}), "torch.float16"),
+    (lambda w: w["core.latents"][0].fill_(float("nan")), "core.latents with NaN"),
+    (lambda w: w["core.latents"][0].fill_(float("inf")), "core.latents with NaN or infinite")])
+def test_weights_that_do_not_fit(saved, damage, said):
+    weights = load_file(saved / "model.safetensors")
+    damage(weights)
+    save_file(weights, saved / "model.safetensors")
+    refused(saved, said)
+
+
+class Bomb:
+    "A pickle that creates a file when it is opened."
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("write", [lambda bomb, path: path.write_bytes(pickle.dumps(bomb)), torch.save])
+def test_a_pickle_is_never_opened(saved, write):
+    crater = saved / "crater"
+    write(Bomb(crater), saved / "model.safetensors")
+    refused(saved, "cannot be read as safetensors")
+    assert not crater.exists()
+    pickle.loads(pickle.dumps(Bomb(crater)))
+    assert crater.exists(), "the bomb works; it was not set off"
+
+
+NODES = ["model", "model.adapter", "model.query", "model.core", "model.core.feed_forward", "model.core.feed_forward.router",
+         "model.core.feed_forward.experts.0", "diffusion", "diffusion.schedule", "sampler", "class_names", "model.image_shape"]
+
+
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("key, partial_", [("_target_", False), ("class", False), ("class", True)])
+def test_nothing_outside_the_list_is_called_or_imported(saved, node, key, partial_):
+    victim = saved / "victim"
+    victim.touch()
+    for name in ("os.system", "pathlib.Path.unlink", "antigravity.webbrowser.open", "builtins.eval", "torch.load", "Path.unlink", "eval"):
+        edit(saved, node, {key: name, "partial": partial_, "self": str(victim), "command": f"rm {victim}", "source": "1/0"})
+        with pytest.raises(UserError) as error:
+            load_pipeline(saved)
+        assert "\n" not in str(error.value)
+    assert victim.exists() and "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("where, value", [
+    ("model.core.num_latents", 10**9), ("model.core.num_latents", 1_000_000), ("model.core.depth", 1_000_000), ("model.core.num_heads", 0),
+    ("model.core.num_heads", 3), ("model.core.num_latents", -1), ("model.core.dim", "wide"), ("model.core.dim", None),
+    ("model.core.feed_forward.num_experts", 1_000_000), ("model.core.feed_forward.top_k", 5), ("model.core.feed_forward.experts", []),
+    ("model.core.feed_forward.experts.0.mult", 1e300), ("model.core.feed_forward.router", {}),
+    ("model.num_classes", 1_000_000), ("model.image_shape", [1, 10**6, 10**6]), ("model.image_shape", [1]), ("model.adapter.num_bands", 10**6),
+    ("model.adapter.no_such_setting", 1), ("model.core.feed_forward", {"class": "Denoiser"}), ("model", {"class": "DDIM"}), ("model", 3),
+    ("model.class", ["Denoiser"]), ("model.class", {"class": "Dense", "dim": 4}), ("model.partial", True),
+    ("diffusion.timesteps", 1), ("diffusion.timesteps", 10**6 + 1), ("diffusion.objective", "x1"), ("diffusion", {"class": "Dense", "dim": 4}),
+    ("sampler.steps", 0), ("sampler.steps", 101), ("sampler.steps", "12"), ("sampler.guidance_scale", -3), ("sampler.guidance_scale", "big"),
+    ("sampler.guidance_interval", ["a", "b"]), ("sampler", {"class": "TopKRouter", "dim": 4, "num_experts": 2}),
+    ("class_names", []), ("class_names", "0123456789ABC"), ("class_names", None)])
+def test_settings_that_make_no_model(saved, where, value):
+    edit(saved, where, value)
+    refused(saved, "")
+
+
+@pytest.mark.parametrize("depth", [50, 900, 100_000])
+def test_settings_nested_too_deep(saved, depth):
+    edit(saved, "model.image_shape", "HERE")
+    path = saved / "config.json"
+    path.write_text(path.read_text().replace('"HERE"', "[" * depth + "8" + "]" * depth))
+    refused(saved, "config.json")
+
+
+class LastExpertsRouter(moe.TopKRouter):
+    "A router of one's own: prefers the experts with the highest numbers."
+
+    def scores(self, rows, logits):
+        return logits + 10 * torch.arange(logits.shape[-1])
+
+
+def save_own(folder):
+    "A model with a router that this package has never heard of."
+    settings = copy.deepcopy(SETTINGS)
+    settings["model"]["core"]["feed_forward"]["router"]["_target_"] = "my_project.routers.LastExpertsRouter"
+    model, diffusion, sampler = parts(settings, extra=[LastExpertsRouter])
+    save_pipeline(folder, model, settings, NAMES, levels=17)
+    return Pipeline(model, diffusion, sampler, NAMES)
+
+
+def test_a_class_of_ones_own_must_be_brought_along(tmp_path, drawing):
+    own = save_own(tmp_path)
+    refused(tmp_path, "extra=[YourClass]")
+    again = load_pipeline(tmp_path, extra=[LastExpertsRouter])
+    assert torch.equal(again.sample([1, 2]), own.sample([1, 2]))
+    assert not torch.equal(again.sample([1, 2]), drawing.sample([1, 2])), "the router makes a difference"
