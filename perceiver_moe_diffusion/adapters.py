@@ -169,7 +169,7 @@ class ConvBlock(nn.Module):
 class ConvAdapter(nn.Module):
     """Tokens from a small convolutional stem, images from a small convolutional head, and a skip between them.
 
-    Pixels are first folded into channels (`stem_patch`), so that no convolution runs at full resolution. The skip carries
+    In larger images pixels are first folded into channels (`stem_patch`), so that no convolution runs at full resolution. The skip carries
     the noisy input past the latents: they are left to decide what the image shows, not where each grain of noise is.
     """
 
@@ -177,13 +177,14 @@ class ConvAdapter(nn.Module):
         image_shape: tuple[int, int, int],  # (C, H, W); stem_patch · token_patch divides H and W
         condition_dim: int,                 # channels of the condition
         dim: int = 128,                     # channels of a token
-        stem_patch: int = 2,                # pixels folded before the first convolution
+        stem_patch: int | None = None,      # pixels folded before the first convolution; None: 1 below 16 pixels a side, else 2
         token_patch: int = 2,               # stem cells along a side of a token
         stem_channels: int = 32,            # a multiple of 8
         num_bands: int = 6,                 # Fourier bands per axis
     ):
         super().__init__()
         require(stem_channels >= 8 and stem_channels % 8 == 0, f"stem_channels={stem_channels}", "a multiple of 8, the number of groups of its norms")
+        stem_patch = stem_patch or (1 if min(image_shape[1:]) < 16 else 2)
         channels, patch = image_shape[0], stem_patch * token_patch
         positions = patch_positions(image_shape, patch, num_bands)
         self.stem_patch, self.token_patch, self.token_dim, self.rows = stem_patch, token_patch, dim, image_shape[1] // patch
@@ -191,6 +192,7 @@ class ConvAdapter(nn.Module):
         self.fold = nn.Conv2d(channels * stem_patch**2, stem_channels, 3, padding=1)
         self.stem = ConvBlock(stem_channels, condition_dim)
         self.to_tokens = nn.Linear(stem_channels * token_patch**2, dim)
+        self.from_position = nn.Linear(positions.shape[-1], dim)
         self.film = FiLM(condition_dim, dim)
         self.from_tokens = nn.Linear(dim, stem_channels * token_patch**2)
         self.head = ConvBlock(stem_channels, condition_dim)
@@ -201,7 +203,7 @@ class ConvAdapter(nn.Module):
         "[B, C, H, W] and [B, condition_dim] -> tokens [B, M, dim] and the stem's features for the skip."
         skip = self.stem(self.fold(F.pixel_unshuffle(image, self.stem_patch)), condition)
         tokens = rearrange(skip, "b c (h p) (w q) -> b (h w) (c p q)", p=self.token_patch, q=self.token_patch)
-        return self.film(self.to_tokens(tokens), condition), skip
+        return self.film(self.to_tokens(tokens) + self.from_position(self.positions), condition), skip
 
     def image(self, tokens: torch.Tensor, skip: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         "[B, M, dim] and the skip -> [B, C, H, W]"
@@ -210,7 +212,7 @@ class ConvAdapter(nn.Module):
         features = F.silu(self.norm(self.head(features + skip, condition)))
         return F.pixel_shuffle(self.unfold(features), self.stem_patch)
 
-# %% ../nbs/06_adapters.ipynb #fef69f09
+# %% ../nbs/06_adapters.ipynb #9a8ec409
 class TextPreprocessor(nn.Module):
     "Text as an array: UTF-8 bytes, embedded, plus a learned position (Jaegle et al. 2021, section 4.1: no tokenizer)."
     PAD = 256  # one more than the largest byte
@@ -239,7 +241,7 @@ class TextPreprocessor(nn.Module):
         require(ids.shape[1] <= self.max_length, f"texts of {ids.shape[1]} bytes", f"up to max_length={self.max_length}", "`encode` cuts them.")
         return self.byte(ids) + self.position[:ids.shape[1]], ids != self.PAD
 
-# %% ../nbs/06_adapters.ipynb #0501582f
+# %% ../nbs/06_adapters.ipynb #b999641a
 class MultiModalPreprocessor(nn.Module):
     "Several modalities in one array: each padded to common channels by a learned type vector, then put one after the other."
 

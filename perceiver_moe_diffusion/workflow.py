@@ -10,6 +10,7 @@ __all__ = ['read_cells', 'directives', 'project_root', 'notebooks', 'imported_na
 # %% ../nbs/18_workflow.ipynb #89e3a31f
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Sequence
@@ -113,13 +114,12 @@ def make_tests(root: Path, check: bool = False) -> list[Path]:  # the files that
 def make_readme(root: Path, check: bool = False) -> list[Path]:  # the file, if it was out of date
     "README.md from nbs/index.ipynb."
     from nbconvert import MarkdownExporter
+    from traitlets.config import Config
 
-    class AsLinks(MarkdownExporter):
-        exclude_input_prompt = exclude_output_prompt = True
-
-    text, resources = AsLinks().from_filename(str(root / "nbs" / "index.ipynb"))
+    hide = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide_input"}}})
+    text, resources = MarkdownExporter(config=hide).from_filename(str(root / "nbs" / "index.ipynb"))
     require(not resources.get("outputs"), "a picture among the outputs of index.ipynb", "pictures as files under nbs/images", "The README cannot embed outputs.")
-    text = text.replace("](images/", "](nbs/images/").replace('src="images/', 'src="nbs/images/').replace(".ipynb)", ".ipynb)")
+    text = re.sub(r"\]\((images/|\w+\.ipynb)", r"](nbs/\1", text)
     head = "<!-- Made from nbs/index.ipynb by `pmd-dev readme`. Edit the notebook. -->\n\n"
     path = root / "README.md"
     return [path] if write_if_changed(path, head + text.strip() + "\n", check) else []

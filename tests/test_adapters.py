@@ -145,11 +145,26 @@ def test_positions_follow_the_module_and_are_not_saved(kind):
     assert not [name for name in adapter.state_dict() if "positions" in name]
 
 
+def test_tokens_of_equal_patches_differ_by_their_position():
+    torch.manual_seed(0)
+    adapter = ConvAdapter((1, 16, 16), 4, dim=8, stem_patch=2, stem_channels=8)
+    nn.init.zeros_(adapter.to_tokens.weight)  # as if all patches were alike
+    tokens, _ = adapter.tokens(random_image((1, 16, 16)), torch.zeros(2, 4))
+    assert torch.pdist(tokens[0]).min() > 1e-3
+
+
+@pytest.mark.parametrize("size, patch", [(8, 1), (28, 2), (32, 2)])
+def test_small_images_are_not_folded_and_larger_ones_are(size, patch):
+    assert ConvAdapter((1, size, size), 4, dim=8, stem_channels=8).stem_patch == patch
+
+
 def test_the_conv_adapter_spreads_each_token_over_the_cells_it_came_from():
     for shape in SHAPES:
         adapter = ConvAdapter(shape, condition_dim=4, dim=16 * 4, stem_patch=1, stem_channels=16)
         set_identity(adapter.to_tokens)
         set_identity(adapter.from_tokens)
+        nn.init.zeros_(adapter.from_position.weight)
+        nn.init.zeros_(adapter.from_position.bias)
         seen, condition = [], torch.zeros(2, 4)
         adapter.head.register_forward_pre_hook(lambda part, args: seen.append(args[0]))
         tokens, skip = adapter.tokens(random_image(shape), condition)

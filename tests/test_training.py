@@ -169,6 +169,29 @@ def test_validation_changes_nothing(router):
     same_weights(with_it, without)
 
 
+def buffers(module: DiffusionModule, name: str) -> list[torch.Tensor]:
+    "The buffers of the routers, by name: `bias` or `load`."
+    return [getattr(m, name) for m in module.modules() if isinstance(m, BiasBalancedRouter)]
+
+
+def test_a_router_counts_its_load_in_training_only():
+    module = tiny(BiasBalancedRouter)
+    images, t, labels = torch.zeros(2, 1, 8, 8), torch.tensor([3, 4]), torch.tensor([5, 6])
+    module.eval().model(images, t, labels)
+    assert all(not load.any() for load in buffers(module, "load"))
+    module.train().model(images, t, labels)
+    assert all(load.any() for load in buffers(module, "load"))
+
+
+def test_a_balancing_bias_is_a_state_and_is_not_averaged():
+    averaged, last = tiny(BiasBalancedRouter), tiny(BiasBalancedRouter)
+    fit(averaged, ema=0.9)
+    fit(last, ema=0.0)
+    assert not torch.equal(averaged.model.core.latents, last.model.core.latents)
+    torch.testing.assert_close(buffers(averaged, "bias"), buffers(last, "bias"), rtol=0, atol=0)
+    assert any(bias.any() for bias in buffers(last, "bias"))
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_optimizer_follows_the_schedule(accumulate):
     _, diary = fit(tiny(warmup_steps=3), accumulate_grad_batches=accumulate)

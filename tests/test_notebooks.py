@@ -1,0 +1,39 @@
+"Every notebook runs from top to bottom in a fresh kernel; and what is stored is fit to be read on GitHub."
+import re
+from base64 import b64decode
+from pathlib import Path
+
+import pytest
+
+from perceiver_moe_diffusion.workflow import notebooks, read_cells, run_notebook
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = pytest.mark.parametrize("path", notebooks(ROOT), ids=lambda path: path.stem)
+
+
+@NOTEBOOKS
+def test_runs_from_top_to_bottom(path):
+    run_notebook(path, keep=False)
+
+
+@NOTEBOOKS
+def test_is_fit_to_be_read(path):
+    assert path.stat().st_size <= 1_000_000
+    for number, cell in enumerate(read_cells(path)):
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error", f"cell {number} stores an error"
+            picture = output.get("data", {}).get("image/png")
+            assert picture is None or len(b64decode("".join(picture) if isinstance(picture, list) else picture)) <= 100_000, f"picture in cell {number}"
+    assert not re.search(r"/(home|root|tmp|work)/\w", path.read_text()), "a path of somebody's machine"
+
+
+@NOTEBOOKS
+def test_reads_in_house_style(path):
+    cells = read_cells(path)
+    first = cells[0]["text"]
+    assert first.startswith("# ") and "\n> " in first, "a title and a subtitle"
+    if path.stem != "index":
+        assert re.search(r"^\| needs \| you build \| CPU time \|", first, re.M), "a header table"
+        prose = "\n".join(cell["text"] for cell in cells if cell["cell_type"] == "markdown")
+        assert re.search(r"^## Summary", prose, re.M) and re.search(r"^## Exercises", prose, re.M)
+        assert any(cell.get("outputs") for cell in cells), "outputs are kept"
