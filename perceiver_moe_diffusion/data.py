@@ -47,7 +47,7 @@ def digits(
     pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     return ImageSet(pixels, torch.from_numpy(bunch.target).long(), [str(i) for i in range(10)], levels=17)
 
-# %% ../nbs/01_data.ipynb #5fd575f1
+# %% ../nbs/01_data.ipynb #3792bb79
 def split(
     data: ImageSet,
     val_fraction: float,     # share of what the test set leaves
@@ -129,7 +129,7 @@ class StepLoader:
             yield self.batch(step, rank, processes)
             step += 1
 
-# %% ../nbs/01_data.ipynb #4a187c9a
+# %% ../nbs/01_data.ipynb #5c2cecd1
 @lru_cache(maxsize=1)  # a second attempt in one process fails differently, with a message that misleads
 def torchvision_error() -> str:  # "" if all is well
     "Why torchvision cannot be imported, in one line."
@@ -153,7 +153,7 @@ def import_torchvision():
     from torchvision import datasets, transforms
     return datasets, transforms
 
-# %% ../nbs/01_data.ipynb #4347b750
+# %% ../nbs/01_data.ipynb #2a3dd545
 def hide_broken_torchvision() -> None:
     "Let Lightning and its metrics treat a torchvision that cannot be imported as not installed."
     if torchvision_error():
@@ -164,7 +164,7 @@ def hide_broken_torchvision() -> None:
 hide_broken_torchvision()
 from lightning import LightningDataModule  # noqa: E402, this import is what the call above protects
 
-# %% ../nbs/01_data.ipynb #79dbae49
+# %% ../nbs/01_data.ipynb #0dec0ebd
 def torchvision_set(
     name: str,           # a class of torchvision.datasets with train=True/False: MNIST, FashionMNIST, CIFAR10
     root: str | None,    # folder that holds the data, or where to download it; None: ~/.cache/perceiver_moe_diffusion
@@ -178,7 +178,7 @@ def torchvision_set(
     labels = torch.cat([torch.as_tensor(part.targets) for part in parts]).long()
     return ImageSet(pixels, labels, list(parts[0].classes), levels=256, official_test=len(parts[1]))
 
-# %% ../nbs/01_data.ipynb #86c53e03
+# %% ../nbs/01_data.ipynb #79dbae49
 def find_or_download(dataset: Callable, folder: Path, train: bool):
     "One half of a torchvision data set: from disk, else from the network, else a `UserError`."
     try:
@@ -194,7 +194,7 @@ def find_or_download(dataset: Callable, folder: Path, train: bool):
         raise UserError(f"{dataset.__name__} is not in data.root={folder} and could not be downloaded ({' '.join(str(error).split())}). "
                         "Give data.root a folder that torchvision has filled, or use data=digits, which needs no download.") from error
 
-# %% ../nbs/01_data.ipynb #916cdee8
+# %% ../nbs/01_data.ipynb #86c53e03
 def mnist(root: str | None = None) -> ImageSet:
     "70,000 handwritten digits, 28×28 grey."
     return torchvision_set("MNIST", root)
@@ -209,7 +209,7 @@ def cifar10(root: str | None = None) -> ImageSet:
     "60,000 photographs of ten kinds of things, 32×32 RGB."
     return torchvision_set("CIFAR10", root)
 
-# %% ../nbs/01_data.ipynb #c136d40b
+# %% ../nbs/01_data.ipynb #5c3750f4
 def image_folder(
     root: str | None,     # a folder with one folder of images per class
     image_size: int = 32, # images are resized and cropped to this many pixels a side
@@ -227,7 +227,7 @@ def image_folder(
     items = [load_item(found, i) for i in range(len(found))]
     return ImageSet(torch.stack([pixels for pixels, _ in items]), torch.tensor([label for _, label in items]), found.classes, 256)
 
-# %% ../nbs/01_data.ipynb #f9883c54
+# %% ../nbs/01_data.ipynb #b16f89a9
 def find_images(image_folder: Callable, folder: Path):
     "The files of a folder of class folders, or a `UserError` that says how the folder should look."
     try:
@@ -245,7 +245,7 @@ def load_item(folder, index: int) -> tuple[torch.Tensor, int]:
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for some broken PNG files
         raise UserError(f"{folder.samples[index][0]} cannot be read as an image ({error}). Remove it or replace it.") from error
 
-# %% ../nbs/01_data.ipynb #d46b436b
+# %% ../nbs/01_data.ipynb #99c0a057
 class ImageDataModule(LightningDataModule):
     "A data set, split once and for all by `split_seed`, as batches."
 

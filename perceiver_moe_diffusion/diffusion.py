@@ -72,13 +72,13 @@ class Objective(Enum):
         "x0 from the network's answer y: `x_t = a·x0 + b·ε` and `y = p·x0 + q·ε` are two equations for two unknowns."
         p, q = self.coefficients(a, b)
         determinant = a * q - b * p
-        return torch.sub(x_t * (q / determinant), y, alpha=b / determinant)
+        return (x_t * (q / determinant)).sub_(y, alpha=b / determinant)
 
     def to_eps(self, y, x_t, a: float, b: float):
         "ε from the network's answer, the other unknown."
         p, q = self.coefficients(a, b)
         determinant = a * q - b * p
-        return torch.sub(y * (a / determinant), x_t, alpha=p / determinant)
+        return (y * (a / determinant)).sub_(x_t, alpha=p / determinant)
 
 # %% ../nbs/07_diffusion.ipynb #755eb5a2
 class Loss(Enum):

@@ -7,14 +7,14 @@ __all__ = ['timesteps', 'NoiseStream', 'guide', 'Step', 'Sampler', 'DDIM', 'DDPM
 
 # %% ../nbs/08_sampling.ipynb #f9cbee43
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Callable, Iterator, NamedTuple, Sequence
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .core import fold_seed, require, require_number
+from .core import require, require_number
 from .diffusion import Diffusion, posterior
 
 # %% ../nbs/08_sampling.ipynb #e4c01350
@@ -37,14 +37,14 @@ class NoiseStream:
         shape: tuple[int, ...],            # of one image, [C, H, W]
     ):
         self.shape = tuple(shape)
-        self.generators = [torch.Generator().manual_seed(fold_seed(*seed)) for seed in seeds]
+        self.generators = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]  # twice as fast as PyTorch's own
         self.block: list[torch.Tensor] = []
-        self.threads = ThreadPoolExecutor(torch.get_num_threads())  # PyTorch draws on one thread per call
 
     def draw(self, steps: int) -> torch.Tensor:
         "[steps, B, C, H, W] standard normal noise."
-        one = lambda generator: torch.randn(steps, *self.shape, generator=generator)
-        return torch.stack(list(self.threads.map(one, self.generators)), dim=1)
+        uniform = np.stack([g.random((steps, *self.shape), dtype=np.float32) for g in self.generators], axis=1)
+        centred = torch.from_numpy(uniform).mul_(2).sub_(1 - 2**-24)  # multiples of 2⁻²³ within (−1, 1), never ±1
+        return centred.erfinv_().mul_(math.sqrt(2))                   # the inverse of the normal distribution function
 
     def __call__(self) -> torch.Tensor:
         "[B, C, H, W]: the noise of the next step."
@@ -130,7 +130,7 @@ class Sampler:
                 x0 = objective.to_x0(y, x, a, b)
                 if self.clip:
                     x0 = x0.clamp_(-1, 1)
-                    eps = torch.sub(x, x0, alpha=a).div_(b)
+                    eps = torch.sub(x, x0, alpha=a).mul_(1 / b)
                 else:
                     eps = objective.to_eps(y, x, a, b)
                 step = Step(t, t_next, x, x0, eps, None)
@@ -168,7 +168,7 @@ class DDIM(Sampler):
 
     def update(self, step, A, P, noise, memory):
         variance = self.eta**2 * (1 - P) / (1 - A) * (1 - A / P)
-        x = torch.add(math.sqrt(P) * step.x0, step.eps, alpha=math.sqrt(max(1 - P - variance, 0.0)))
+        x = (math.sqrt(P) * step.x0).add_(step.eps, alpha=math.sqrt(max(1 - P - variance, 0.0)))
         return x.add_(noise(), alpha=math.sqrt(variance)) if variance > 0 else x
 
 # %% ../nbs/08_sampling.ipynb #a1ea5873
@@ -188,12 +188,14 @@ class DPMSolverPP(Sampler):
     def update(self, step, A, P, noise, memory):
         half_log_snr = lambda ab: 0.5 * (math.log(ab / (1 - ab)) if 0 < ab < 1 else math.copysign(math.inf, ab - 0.5))
         h = half_log_snr(P) - half_log_snr(A)
-        d = step.x0
-        if "x0" in memory and math.isfinite(h) and math.isfinite(memory["h"]):
-            k = h / (2 * memory["h"])
-            d = torch.sub((1 + k) * d, memory["x0"], alpha=k)
+        straight = "x0" in memory and math.isfinite(h) and math.isfinite(memory["h"])
+        k = h / (2 * memory["h"]) if straight else 0.0  # 1/2r; without a usable last step d = x0
+        forward = math.sqrt(P) * math.expm1(-h)
+        x = (math.sqrt((1 - P) / (1 - A)) * step.x).sub_(step.x0, alpha=forward * (1 + k))
+        if straight:
+            x.add_(memory["x0"], alpha=forward * k)
         memory.update(x0=step.x0, h=h)
-        return torch.sub(math.sqrt((1 - P) / (1 - A)) * step.x, d, alpha=math.sqrt(P) * math.expm1(-h))
+        return x
 
 # %% ../nbs/08_sampling.ipynb #43afdb71
 def inpaint(

@@ -40,8 +40,8 @@ def test_routings_cover_every_token_and_every_noise_level_once():
     data, pipeline = tiny()
     images, labels = data.part("test")
     routings = routings_over_time(pipeline, images[:260], labels[:260])
-    # the latent block sees 6 latents and the condition, the decoder 4 tokens of an 8×8 image
-    assert [tuple(r.index.shape) for r in routings] == [(260 * 7, 2), (260 * 4, 2)]
+    tokens = len(pipeline.model.adapter.positions)  # the decoder answers one query per token; the latent block holds 6 latents and the condition
+    assert [tuple(r.index.shape) for r in routings] == [(260 * 7, 2), (260 * tokens, 2)]
     assert_close(routings[0].index, routings_over_time(pipeline, images[:260], labels[:260])[0].index)
     assert not torch.equal(routings[0].logits, routings_over_time(pipeline, images[:260], labels[:260], seed=1)[0].logits)
 
