@@ -10,7 +10,6 @@ __all__ = ['BENCHMARKS', 'take_turns', 'forward_backward', 'row', 'bench_moe', '
 # %% ../nbs/17_bench.ipynb #a554063a
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .attention import Block, Dense
-from .core import UserError, atomic_write, keep_memory, require
+from .core import UserError, atomic_write, keep_memory, machine, require
 from .diffusion import Diffusion
 from .moe import MLPExpert, build_moe
 from .perceiver import PerceiverIO
@@ -241,6 +240,4 @@ def run_benchmarks(names: Sequence[str], rounds: int) -> dict:
     for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)
         rows += BENCHMARKS[name](rounds)
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
-               "system": platform.system(), "machine": platform.machine(), "date": time.strftime("%Y-%m-%d"), "rounds": rounds}
-    return {"machine": machine, "rows": rows}
+    return {"machine": {**machine(), "rounds": rounds}, "rows": rows}

@@ -27,6 +27,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
+from .training import EMA, StopOnCtrlC  # before lightning: see the data notebook on a broken torchvision
+
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
@@ -41,13 +43,12 @@ from tqdm.auto import tqdm
 from yaml import YAMLError
 
 from .config import load_config, read_override
-from .core import UserError, atomic_write, fold_seed, keep_memory, require
+from .core import UserError, atomic_write, fold_seed, keep_memory, machine, require
 from .data import ImageDataModule, StepLoader
 from .evaluation import save_pictures
 from .figures import save_figure, save_images, show_curves
 from .pipeline import Pipeline, load_pipeline, one_line, save_pipeline
 from .sampling import Sampler
-from .training import EMA, StopOnCtrlC
 
 # %% ../nbs/16_commands.ipynb #eecfe811
 def make(
@@ -318,7 +319,8 @@ def train(
     finally:
         os.environ.pop(RUN_DIR, None)
     if trainer.is_global_zero:
-        finish(config, parts, folder, train_seconds=seconds, train_steps=trainer.global_step)
+        finish(config, parts, folder, train_seconds=seconds, train_steps=trainer.global_step,
+               command=shlex.join(["pmd-train", *overrides]), made=machine())
     return folder
 
 

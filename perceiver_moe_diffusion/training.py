@@ -12,13 +12,14 @@ import signal
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
+from .data import Batch  # before lightning: it hides a torchvision that does not match torch
+
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
 from .core import UserError, all_reduce_sum, fold_seed, require, require_number
-from .data import Batch
 from .diffusion import Diffusion
 from .moe import Routing, balance_loss, router_z_loss
 
