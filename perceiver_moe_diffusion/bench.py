@@ -160,14 +160,14 @@ def bench_inputs(rounds: int = 15) -> list[dict]:
 def bench_memory(rounds: int = 15) -> list[dict]:
     "The Perceiver's step with glibc's defaults and with `keep_memory()`, each in a process of its own."
     code = ("from perceiver_moe_diffusion.core import keep_memory; from perceiver_moe_diffusion.bench import perceiver_step, take_turns; "
-            f"keep_memory(); print(take_turns({{'step': perceiver_step(batch=16)}}, {rounds})['step'])")
+            f"keep_memory(); print(take_turns({{'step': perceiver_step(batch=4)}}, {rounds})['step'])")
     seconds = {keep: [] for keep in "01"}
     for keep in "0101":  # in turns
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PMD_KEEP_MEMORY": keep}, capture_output=True, text=True, check=True)
         seconds[keep].append(float(done.stdout))
     default, kept = (min(seconds[keep]) for keep in "01")
     return [row("Perceiver step, glibc's default ÷ keep_memory()", default / kept, "× faster with it", None,
-                f"{default * 1e3:.0f} ms against {kept * 1e3:.0f} ms, batch 16")]
+                f"{default * 1e3:.0f} ms against {kept * 1e3:.0f} ms, batch 4")]
 
 # %% ../nbs/17_bench.ipynb #7039b5d2
 def trivial_model(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

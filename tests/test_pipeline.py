@@ -241,12 +241,24 @@ def test_nothing_outside_the_list_is_called_or_imported(saved, node, key, partia
     assert victim.exists() and "antigravity" not in sys.modules
 
 
+@pytest.mark.parametrize("tree", [{"_target_": "os.system"}, {"class": "TopKRouter", "_target_": "os.system", "dim": 4, "num_experts": 2},
+                                  [{"deeper": {"_target_": "os.system"}}], {"_partial_": True}])
+def test_a_path_to_import_is_refused_as_such(tree):
+    with pytest.raises(UserError, match="names nothing to import"):
+        from_plain(tree, ALLOWED)
+
+
+def test_a_table_too_large_to_compute_is_refused_while_it_is_a_sketch(saved):
+    edit(saved, "model.image_shape", [1, 10**6, 10**6])  # no weight depends on the size of the image, the positions do
+    refused(saved, "a table adapter.positions")
+
+
 @pytest.mark.parametrize("where, value", [
     ("model.core.num_latents", 10**9), ("model.core.num_latents", 1_000_000), ("model.core.depth", 1_000_000), ("model.core.num_heads", 0),
     ("model.core.num_heads", 3), ("model.core.num_latents", -1), ("model.core.dim", "wide"), ("model.core.dim", None),
     ("model.core.feed_forward.num_experts", 1_000_000), ("model.core.feed_forward.top_k", 5), ("model.core.feed_forward.experts", []),
     ("model.core.feed_forward.experts.0.mult", 1e300), ("model.core.feed_forward.router", {}),
-    ("model.num_classes", 1_000_000), ("model.image_shape", [1, 10**6, 10**6]), ("model.image_shape", [1]), ("model.adapter.num_bands", 10**6),
+    ("model.num_classes", 1_000_000), ("model.image_shape", [1]), ("model.adapter.num_bands", 10**6),
     ("model.adapter.no_such_setting", 1), ("model.core.feed_forward", {"class": "Denoiser"}), ("model", {"class": "DDIM"}), ("model", 3),
     ("model.class", ["Denoiser"]), ("model.class", {"class": "Dense", "dim": 4}), ("model.partial", True),
     ("diffusion.timesteps", 1), ("diffusion.timesteps", 10**6 + 1), ("diffusion.objective", "x1"), ("diffusion", {"class": "Dense", "dim": 4}),
