@@ -249,6 +249,7 @@ def test_a_path_to_import_is_refused_as_such(tree):
 
 
 def test_a_table_too_large_to_compute_is_refused_while_it_is_a_sketch(saved):
+    edit(saved, "model.adapter.stem_patch", 1)           # as it was made for small images
     edit(saved, "model.image_shape", [1, 10**6, 10**6])  # no weight depends on the size of the image, the positions do
     refused(saved, "a table adapter.positions")
 
