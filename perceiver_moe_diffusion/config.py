@@ -6,9 +6,10 @@
 __all__ = ['SCHEMAS', 'ROOTS', 'CURES', 'SEARCHPATH', 'PLAIN', 'bounded', 'Node', 'DataConfig', 'MoEConfig', 'MixtureConfig',
            'ModelConfig', 'DiffusionConfig', 'SamplerConfig', 'DDIMConfig', 'OptimizerConfig', 'TrainerConfig',
            'TaskConfig', 'EvaluationConfig', 'TrainConfig', 'SampleConfig', 'EvaluateConfig', 'idiv', 'mul', 'register',
-           'package_conf', 'read_override', 'one_line', 'composed', 'group_options', 'is_option', 'check_searchpath',
-           'suggestion', 'everything', 'set_value', 'check_key', 'nearest', 'check_root', 'inside_last', 'check_ranges',
-           'check_number', 'accepted_keys', 'check_targets', 'check_parameter', 'load_config']
+           'package_conf', 'read_override', 'library_sentence', 'composed', 'group_options', 'is_option',
+           'check_searchpath', 'suggestion', 'everything', 'set_value', 'check_key', 'nearest', 'check_root',
+           'inside_last', 'check_ranges', 'check_number', 'accepted_keys', 'check_targets', 'check_parameter',
+           'load_config']
 
 # %% ../nbs/11_config.ipynb #1a875d9f
 import difflib
@@ -261,7 +262,7 @@ def read_override(
     return override
 
 
-def one_line(error: BaseException) -> str:
+def library_sentence(error: BaseException) -> str:
     "The sentence in a library's error, after the key that it is about."
     chain = [error]
     while chain[-1].__cause__ is not None:
@@ -281,7 +282,7 @@ def composed(name: str, overrides: Sequence[Override]) -> DictConfig:
     try:
         return compose(name, [o.input_line for o in overrides])
     except HydraException as error:
-        text = one_line(error)
+        text = library_sentence(error)
         raise UserError(" ".join([text, *(cure for symptom, cure in CURES.items() if symptom in text)])) from error
     except YAMLError as error:
         raise UserError(f"A YAML file cannot be read: {' '.join(str(error).split())}.") from error
@@ -496,5 +497,5 @@ def load_config(
             check_targets(config)
             OmegaConf.resolve(config)
         except OmegaConfBaseException as error:
-            raise UserError(one_line(error)) from error
+            raise UserError(library_sentence(error)) from error
     return config

@@ -37,7 +37,7 @@ class NoiseStream:
         shape: tuple[int, ...],            # of one image, [C, H, W]
     ):
         self.shape = tuple(shape)
-        self.generators = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]  # twice as fast as PyTorch's own
+        self.generators = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]  # from NumPy: seeded by the tuple as it is
         self.block: list[torch.Tensor] = []
 
     def draw(self, steps: int) -> torch.Tensor:
