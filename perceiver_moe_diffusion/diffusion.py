@@ -189,7 +189,7 @@ def posterior(
 ) -> tuple:              # mean [B, ...] and variance (a number)
     "Mean and variance of q(x_prev | x_t, x0) (Ho et al. 2020, eq. 6 and 7); β is taken from A and P, so any pair of steps will do."
     beta = 1 - A / P
-    mean = torch.add(math.sqrt(P) * beta / (1 - A) * x0, x_t, alpha=math.sqrt(A / P) * (1 - P) / (1 - A))
+    mean = (math.sqrt(P) * beta / (1 - A) * x0).add_(x_t, alpha=math.sqrt(A / P) * (1 - P) / (1 - A))
     return mean, beta * (1 - P) / (1 - A)
 
 # %% ../nbs/07_diffusion.ipynb #cd10c0bd

@@ -106,7 +106,7 @@ def test_figures_do_not_pile_up_in_pyplot():
 def fake_steps(n):
     "Steps whose images tell them apart: x is filled by the step's number, x0 by its negative."
     fill = lambda value: torch.full((2, 1, 3, 3), float(value))
-    return [Step(n - i, n - i - 1, fill(i / n), fill(-i / n), fill(0), fill(0)) for i in range(n)]
+    return [Step(n - i, n - i - 1, fill(i / n), fill(-i / n), 0.5, fill(0)) for i in range(n)]
 
 
 @pytest.mark.parametrize("n,columns,expected", [(5, 12, [5, 4, 3, 2, 1]), (100, 4, [100, 67, 34, 1]), (9, 3, [9, 5, 1]), (1, 12, [1]), (7, 1, [7])])

@@ -45,6 +45,32 @@ def test_images_and_steps_have_different_noise():
     assert correlation.abs().max() < 0.2 and abs(flat.std() - 1) < 0.05
 
 
+def test_how_many_steps_are_drawn_at_a_time_changes_nothing():
+    at_once, one_by_one = NoiseStream([(2, 0), (2, 1)], (3, 5, 5)), NoiseStream([(2, 0), (2, 1)], (3, 5, 5))
+    together = at_once.draw(20)
+    assert together.shape == (20, 2, 3, 5, 5)
+    assert torch.equal(together, torch.cat([one_by_one.draw(1) for _ in range(20)]))
+
+
+def test_the_noise_is_normal():
+    "Moments, tails, and the largest distance to the normal distribution function (Kolmogorov & Smirnov), at 1.6 million numbers."
+    z = NoiseStream([(3, i) for i in range(4)], (1, 100, 500)).draw(8).flatten().double().sort().values
+    n = len(z)
+    for power, moment, spread in ((1, 0, 1), (2, 1, 2**0.5), (3, 0, 15**0.5), (4, 3, 96**0.5)):
+        assert abs((z**power).mean() - moment) < 4 * spread / n**0.5, f"moment {power}"
+    ecdf = torch.arange(1, n + 1, dtype=torch.float64) / n
+    assert (torch.special.ndtr(z) - ecdf).abs().max() < 1.63 / n**0.5       # 1 % of truly normal samples are further off
+    beyond_4 = float((z.abs() > 4).sum())
+    assert abs(beyond_4 - n * 6.334e-5) < 4 * (n * 6.334e-5) ** 0.5 and z.abs().max() > 4.2
+
+
+def test_steps_images_and_neighbours_share_nothing():
+    "The two numbers made from one pair are independent: neither they nor their squares are correlated."
+    flat = NoiseStream([(1, 0), (1, 1)], (1, 200, 200)).draw(8).flatten(0, 1).flatten(1)
+    for rows in (flat, flat.square()):
+        assert (torch.corrcoef(rows) - torch.eye(16)).abs().max() < 5 / flat.shape[1] ** 0.5
+
+
 class Toy:
     "A model with a different answer for each label, and none of the batch's business elsewhere."
     null_label = 10
