@@ -23,7 +23,7 @@ setup(
     keywords=about["keywords"],
     python_requires=f">={about['min_python']}",
     packages=find_packages(include=[about["lib_path"] + "*"]),
-    package_data={about["lib_name"]: ["py.typed", "conf/*.yaml", "conf/*/*.yaml", "conf/*/*/*.yaml"]},
+    package_data={about["lib_name"]: ["py.typed", "conf/*.yaml", "conf/*/*.yaml", "conf/*/*/*.yaml", "pretrained/*/*"]},
     install_requires=about["requirements"].split(),
     extras_require={"lab": lab, "dev": lab + about["dev_requirements"].split()},
     entry_points={

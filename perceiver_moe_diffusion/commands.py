@@ -47,7 +47,7 @@ from .core import UserError, atomic_write, fold_seed, keep_memory, machine, requ
 from .data import ImageDataModule, StepLoader
 from .evaluation import save_pictures
 from .figures import save_figure, save_images, show_curves
-from .pipeline import Pipeline, load_pipeline, one_line, save_pipeline
+from .pipeline import Pipeline, from_pretrained, load_pipeline, one_line, pretrained_folders, save_pipeline
 from .sampling import Sampler
 
 # %% ../nbs/16_commands.ipynb #eecfe811
@@ -339,7 +339,9 @@ def sample(config: DictConfig) -> Path:  # the picture
     out = Path(config.out)
     require(out.suffix == ".png" and not out.is_dir(), f"out={out}", "a file name that ends in .png")
     require(out.parent.is_dir(), f"out={out}", "a file in a folder that exists")
-    pipeline = load_pipeline(config.run)
+    require((config.run is None) != (config.model is None), f"{'neither' if config.run is None else 'both'} of run and model",
+            "exactly one of the two", f"Give run=RUN_FOLDER, or model=NAME for a model that comes with the package: {', '.join(pretrained_folders())}.")
+    pipeline = from_pretrained(config.model) if config.run is None else load_pipeline(config.run)
     pipeline.sampler = make(config.sampler)
     wanted = pipeline.labels(range(pipeline.model.num_classes) if config.label is None else plain(config)["label"])
     pipeline.settings()

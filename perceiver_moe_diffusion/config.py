@@ -186,7 +186,8 @@ class TrainConfig:
 @dataclass
 class SampleConfig:
     "`sample.yaml`, the settings at the top."
-    run: str = MISSING
+    run: str | None = None
+    model: str | None = None
     label: Any = None
     count: int = bounded(1, 1)
     seed: int = bounded(0, 0)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from .core import fold_seed
 from .data import ImageDataModule
 from .figures import expert_load, save_figure, show_grid, show_load, show_trajectory
-from .metrics import quality, random_part, train_classifier
+from .metrics import SmallCNN, quality, random_part, train_classifier
 from .moe import Routing
 from .pipeline import Pipeline
 
@@ -49,10 +49,11 @@ def evaluate(
     max_fd_images: int = 2000,       # at s = 1, for the distances; at most as many as the test part holds
     classifier_steps: int = 800,
     seed: int = 0,
+    classifier: SmallCNN | None = None,  # None: trained here on the training images
 ) -> dict:                           # numbers, and means as (value, low, high); `…_floor`: what real images score
     "Draw images, judge them. The classifier and the floors come from the same data module."
     started = time.perf_counter()
-    classifier = train_classifier(data, classifier_steps, seed)
+    classifier = train_classifier(data, classifier_steps, seed) if classifier is None else classifier
     guided_labels = torch.arange(data.num_classes).repeat_interleave(samples_per_class)
     guided = pipeline.sample(guided_labels, seed=fold_seed(seed, 5), guidance_scale=guidance_scale)
     _, labels = random_part(data, "test", max_fd_images, seed)

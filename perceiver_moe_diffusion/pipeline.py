@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['ALLOWED', 'FORMAT', 'VERSION', 'LARGEST', 'to_plain', 'from_plain', 'build', 'Pipeline', 'save_pipeline', 'one_line',
-           'no_constant', 'read_config', 'read_weights', 'sketching', 'check_weights', 'load_pipeline', 'check_parts']
+           'no_constant', 'read_config', 'read_weights', 'sketching', 'check_weights', 'load_pipeline', 'check_parts',
+           'pretrained_folders', 'pretrained_folder', 'from_pretrained']
 
 # %% ../nbs/13_pipeline.ipynb #931dc29f
 import json
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Sequence
 
@@ -132,15 +134,19 @@ class Pipeline:
             images.append(mine.sample(self.model, self.diffusion, labels[part], self.model.image_shape, seeds[part], progress))
         return torch.cat(images)
 
-    def trajectory(self,
+    def steps(self,
         labels: int | Sequence[int] | torch.Tensor,  # what to draw, one image per label
         seed: int = 0,
         **changes,                                   # sampler settings
-    ) -> list[Step]:                                 # from noise to image; the last `next` is what `sample` returns
-        "Every step of a sampling."
+    ) -> Iterator[Step]:                             # from noise to image; the last `next` is what `sample` returns
+        "A sampling step by step, each computed when it is asked for. Mistakes are told at once."
         labels, sampler = self.labels(labels), self.settings(**changes)
         noise = NoiseStream(self.seeds(seed, len(labels)), self.model.image_shape)
-        return list(sampler.stream(self.model, self.diffusion, labels, noise.draw(1)[0], noise))
+        return sampler.stream(self.model, self.diffusion, labels, noise.draw(1)[0], noise)
+
+    def trajectory(self, labels: int | Sequence[int] | torch.Tensor, seed: int = 0, **changes) -> list[Step]:
+        "All `steps` of a sampling."
+        return list(self.steps(labels, seed, **changes))
 
 # %% ../nbs/13_pipeline.ipynb #3bf673a3
 def save_pipeline(
@@ -222,7 +228,8 @@ def check_weights(sketch: nn.Module, weights: dict[str, torch.Tensor], path: Pat
             "exactly the weights that config.json describes")
     for name, tensor in wanted.items():
         given = weights[name]
-        require(given.shape == tensor.shape and given.dtype == tensor.dtype,
+        halved = given.dtype == torch.float16 and tensor.dtype == torch.float32  # a file may store weights at half precision
+        require(given.shape == tensor.shape and (given.dtype == tensor.dtype or halved),
                 f"{path}: {name} of shape {tuple(given.shape)}, {given.dtype}", f"shape {tuple(tensor.shape)}, {tensor.dtype}")
         require(bool(given.isfinite().all()), f"{path}: {name} with NaN or infinite values", "finite weights")
     for name, tensor in sketch.named_buffers():  # tables that are computed rather than stored, e.g. positions
@@ -259,3 +266,22 @@ def check_parts(pipeline: Pipeline, path: Path) -> None:
     if not fits:
         raise UserError(f"{path} must describe a model, a diffusion and a sampler, and name each class; its parts do not fit together.")
     pipeline.settings()
+
+# %% ../nbs/13_pipeline.ipynb #27f748a6
+def pretrained_folders() -> dict[str, Path]:  # name -> folder
+    "The trained models that come with the package."
+    root = Path(str(files("perceiver_moe_diffusion").joinpath("pretrained")))
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+
+
+def pretrained_folder(name: str) -> Path:
+    "The folder of a model that comes with the package."
+    folders = pretrained_folders()
+    require(name in folders, f"the pretrained model {name!r}", ", ".join(folders) or "none: this installation holds no models",
+            "For a model of your own: load_pipeline(RUN_FOLDER).")
+    return folders[name]
+
+
+def from_pretrained(name: str) -> Pipeline:
+    "A trained model that comes with the package, ready to draw: no download."
+    return load_pipeline(pretrained_folder(name))

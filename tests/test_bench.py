@@ -1,4 +1,4 @@
-# Made from nbs/17_bench.ipynb by `pmd-dev tests`. Edit the notebook.
+# Made from nbs/23_bench.ipynb by `pmd-dev tests`. Edit the notebook.
 import json
 import pytest
 import torch

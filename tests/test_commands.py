@@ -295,7 +295,7 @@ def test_a_wrong_wish_for_a_picture_is_one_line(finished, somewhere, mistake, sa
     assert [p.name for p in somewhere.iterdir()] == ["folder.png"]
 
 
-@pytest.mark.parametrize("mistake, said", [([], "run=VALUE"), (["run=nowhere"], "no model at nowhere"), (["run=x", "lable=3"], "'lable'"),
+@pytest.mark.parametrize("mistake, said", [([], "exactly one of the two"), (["run=x", "model=mnist"], "exactly one of the two"), (["model=cats"], "digits, mnist"), (["run=nowhere"], "no model at nowhere"), (["run=x", "lable=3"], "'lable'"),
                                            (["run=x", "guidance_scale=nan"], "nan"), (["run=x", "-m"], "option -m")])
 def test_a_mistake_typed_to_pmd_sample_has_status_2(somewhere, capsys, mistake, said):
     assert said in refused(capsys, pmd_sample, *mistake)
@@ -305,6 +305,13 @@ def test_a_mistake_typed_to_pmd_sample_has_status_2(somewhere, capsys, mistake, 
 def test_a_picture_of_what_was_asked_for(finished, somewhere, capsys):
     status, out, _ = typed_in(capsys, pmd_sample, f"run={finished}", "label=3", "guidance_scale=3", "steps=2", "seed=0", "out=three.png")
     assert (status, out) == (0, "1 image: three.png\n") and pictures.imread("three.png").shape[:2] == (160, 160)
+
+
+@pytest.mark.parametrize("name, size", [("digits", 8), ("mnist", 28)])
+def test_a_model_that_comes_with_the_package_needs_no_run(somewhere, capsys, name, size):
+    status, out, _ = typed_in(capsys, pmd_sample, f"model={name}", "label=7", "steps=2")
+    scale = max(4, 160 // size)
+    assert (status, out) == (0, "1 image: samples.png\n") and pictures.imread("samples.png").shape[:2] == (size * scale, size * scale)
 
 
 def test_pictures_follow_labels_count_and_seed(finished, somewhere):

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from io import BytesIO
 from matplotlib import pyplot as plt
 from pathlib import Path
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.figures import expert_load
 from perceiver_moe_diffusion.figures import house_style
+from perceiver_moe_diffusion.figures import png_grid
 from perceiver_moe_diffusion.figures import save_figure
 from perceiver_moe_diffusion.figures import save_images
 from perceiver_moe_diffusion.figures import show_curves
@@ -215,6 +217,14 @@ def test_saved_images_come_back_pixel_by_pixel(channels, tmp_path):
     expected = tile(images, 2).reshape(7, 11, channels)
     for offset in range(3):  # every pixel is three pixels wide and high
         np.testing.assert_allclose(array[offset::3, offset::3], np.broadcast_to(expected, (7, 11, 3)), atol=0.501 / 255)
+
+
+def test_names_stand_in_margins_and_leave_the_images_as_they_are():
+    images = numbered(4, 1, 3, 5)
+    plain, named = (np.asarray(Image.open(BytesIO(png_grid(images, 2, 3, *names)))) for names in ((), (["above", "below"], ["A", "B"])))
+    assert named.shape[0] > plain.shape[0] and named.shape[1] > plain.shape[1]
+    assert (named[-plain.shape[0]:, -plain.shape[1]:] == plain).all()
+    assert (named[:, :-plain.shape[1]] < 128).any() and (named[:-plain.shape[0]] < 128).any(), "something is written in both margins"
 
 
 @pytest.mark.parametrize("name", ["a.png", "without_ending", "wrong.jpg"])

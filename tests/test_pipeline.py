@@ -13,7 +13,9 @@ from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.pipeline import ALLOWED
 from perceiver_moe_diffusion.pipeline import Pipeline
 from perceiver_moe_diffusion.pipeline import from_plain
+from perceiver_moe_diffusion.pipeline import from_pretrained
 from perceiver_moe_diffusion.pipeline import load_pipeline
+from perceiver_moe_diffusion.pipeline import pretrained_folders
 from perceiver_moe_diffusion.pipeline import save_pipeline
 from perceiver_moe_diffusion.pipeline import to_plain
 from safetensors.torch import load_file
@@ -195,7 +197,7 @@ def test_truncated_weights(saved, keep):
     (lambda w: w.pop("core.latents"), "missing: ['core.latents']"),
     (lambda w: w.update(stowaway=torch.zeros(3)), "surplus: ['stowaway']"),
     (lambda w: w.update({"core.latents": torch.zeros(5, 32)}), "core.latents of shape (5, 32)"),
-    (lambda w: w.update({"core.latents": w["core.latents"].half()}), "torch.float16"),
+    (lambda w: w.update({"core.latents": w["core.latents"].double()}), "torch.float64"),
     (lambda w: w["core.latents"][0].fill_(float("nan")), "core.latents with NaN"),
     (lambda w: w["core.latents"][0].fill_(float("inf")), "core.latents with NaN or infinite")])
 def test_weights_that_do_not_fit(saved, damage, said):
@@ -301,3 +303,32 @@ def test_a_class_of_ones_own_must_be_brought_along(tmp_path, drawing):
     again = load_pipeline(tmp_path, extra=[LastExpertsRouter])
     assert torch.equal(again.sample([1, 2]), own.sample([1, 2]))
     assert not torch.equal(again.sample([1, 2]), drawing.sample([1, 2])), "the router makes a difference"
+
+
+@pytest.mark.parametrize("name", sorted(pretrained_folders()))
+def test_a_pretrained_model_draws_images_of_its_classes(name):
+    pipeline = from_pretrained(name)
+    images = pipeline.sample([3, 7], guidance_scale=2.0, steps=4, seed=0)
+    assert images.shape == (2, *pipeline.model.image_shape) and bool((images.abs() <= 1).all())
+
+
+def test_the_box_holds_digits_and_mnist_in_at_most_10_megabytes():
+    assert set(pretrained_folders()) == {"digits", "mnist"}
+    files_there = [file for folder in pretrained_folders().values() for file in folder.iterdir()]
+    assert sum(file.stat().st_size for file in files_there) <= 10_000_000
+    assert {file.suffix for file in files_there} <= {".json", ".safetensors", ".yaml"}, "data only: nothing that could run"
+
+
+@pytest.mark.parametrize("name", ["cats", "", "../pretrained/digits", "digits/"])
+def test_a_model_that_is_not_in_the_box_is_refused(name):
+    with pytest.raises(UserError, match="allowed: digits, mnist"):
+        from_pretrained(name)
+
+
+def test_weights_stored_at_half_precision_are_read_into_a_full_model(drawing, tmp_path):
+    save_pipeline(tmp_path, drawing.model, SETTINGS, NAMES, levels=17)
+    full = load_pipeline(tmp_path).sample([1, 2], seed=0)
+    save_file({name: tensor.half() for name, tensor in drawing.model.state_dict().items()}, tmp_path / "model.safetensors")
+    again = load_pipeline(tmp_path)
+    assert {p.dtype for p in again.model.parameters()} == {torch.float32}
+    assert_close(again.sample([1, 2], seed=0), full, atol=0.05, rtol=0)
