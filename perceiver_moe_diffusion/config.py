@@ -350,7 +350,7 @@ def check_key(config: DictConfig, override: Override, search: Sequence[Override]
     "Refuse a key that the configuration lacks, with the nearest one that it has."
     key, known = override.key_or_group, everything(config)
     options = group_options(key.replace(".", "/"), search)
-    if options:
+    if options and (key not in known or isinstance(known[key], DictConfig)):
         raise UserError(f"{key} is a group: choose with {key.replace('.', '/')}=NAME, one of {', '.join(options)}.")
     if key in known:
         node = OmegaConf.select(config, key, throw_on_missing=False)
@@ -487,7 +487,8 @@ def load_config(
     with package_conf():
         parsed = [read_override(text) for text in overrides]
         search = [o for o in parsed if o.key_or_group == SEARCHPATH]
-        options = [o for o in parsed if is_option(o, search)]
+        plain = {f.name for f in fields(ROOTS[name])}  # settings at the top, e.g. pmd-sample's `model`, which names no file of the group `model`
+        options = [o for o in parsed if o.key_or_group not in plain and is_option(o, search)]
         config = composed(name, search + options)
         settings = [o for o in parsed if o not in search + options]
         try:
