@@ -19,6 +19,7 @@ from .evaluation import evaluate
 from .metrics import (Judged, SmallCNN, bootstrap_mean, density_coverage, frechet_distance, random_part,
                                              train_classifier, within_class_diversity)
 from .pipeline import Pipeline, load_pipeline, one_line, pretrained_folder, read_config, read_weights
+from .sampling import DDPM, Sampler
 
 # %% ../nbs/17_pretrained.ipynb #ce03094c
 def record_of(
@@ -97,6 +98,7 @@ def ship(
     target: Path | str,     # the folder to fill; made if need be
     data: ImageDataModule,  # that the run was trained on
     seed: int = 0,          # of the judge and of the images that are judged
+    slow: Sampler = DDPM(steps=50),  # a second sampler: how much of the distance is the fault of few steps?
     **evaluation: Any,      # settings of `evaluate`
 ) -> dict[str, Any]:        # the record
     "Copy a trained model into a folder at half precision, measure the copy, and put judge and record beside it."
@@ -114,7 +116,10 @@ def ship(
     classifier = train_classifier(data, evaluation.get("classifier_steps", 800), seed)
     results = evaluate(pipeline, data, seed=seed, classifier=classifier, **evaluation)
     test, labels = random_part(data, "test", results["fd_images"], seed)
-    judge = {**classifier.state_dict(), "test_features": classifier.judge(test)[0].float(), "test_labels": labels}
+    real, _ = classifier.judge(test)
+    slowly = Pipeline(pipeline.model, pipeline.diffusion, slow, pipeline.class_names).sample(labels, seed=fold_seed(seed, 6), guidance_scale=1.0)
+    results["fd_slow"] = {"sampler": type(slow).__name__, "steps": slow.steps, "fd": frechet_distance(classifier.judge(slowly)[0], real)}
+    judge = {**classifier.state_dict(), "test_features": real.float(), "test_labels": labels}
     with atomic_write(target / "judge.safetensors") as file:
         save_file({name: tensor.contiguous() for name, tensor in judge.items()}, file, metadata={"format": "pt"})
     record = {**{name: trained[name] for name in HOW}, **results}

@@ -85,7 +85,7 @@ def panel(digits_model, tmp_path):
 def test_the_first_picture_is_there_without_a_click(panel):
     assert bytes(panel.image.value).startswith(b"\x89PNG") and bytes(panel.frame.value).startswith(b"\x89PNG")
     assert "4 steps in" in panel.status.value and "conditional accuracy" in panel.numbers.value
-    assert "w = s − 1 = 1" in panel.w.value
+    assert "w = s − 1 = 1" in panel.w.value and panel.controls["label"].label == "all classes" and panel.wish().label is None
 
 
 @pytest.mark.parametrize("name, value", [("guidance_scale", 5.0), ("label", 3), ("rows", 1), ("seed", 7), ("steps", 6), ("sampler", "DDIM"), ("sampler", "DDPM"),
