@@ -168,7 +168,21 @@ def quiet() -> None:
 
 
 class ProgressLine(Callback):
-    "Steps done, time left, losses: one line on stderr."
+    "Steps done, time left, losses: one line on stderr. It also adds up the seconds of training, over all parts of a run that is resumed."
+
+    def __init__(self):
+        self.before, self.started = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        "Of training, the parts before a resumption included."
+        return self.before + time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before = state["seconds"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step", dynamic_ncols=True,
@@ -220,8 +234,8 @@ def how_to_go_on(folder: Path, overrides: Sequence[str], trainer: Trainer) -> st
 
 
 def fit(trainer: Trainer, config: DictConfig, parts: Parts, folder: Path, stop: StopOnCtrlC, overrides: Sequence[str]) -> float:
-    "Train; the seconds it took. Ctrl-C becomes `Stopped`."
-    started, interrupted = time.perf_counter(), False
+    "Train; the seconds it took, over all parts of the run. Ctrl-C becomes `Stopped`."
+    interrupted = False
     try:
         trainer.fit(parts.module, parts.data, ckpt_path=folder / CHECKPOINT if config.resume is not None else None, weights_only=True)
     except SystemExit:  # Lightning's answer to a second Ctrl-C; it leaves further ones ignored
@@ -229,7 +243,7 @@ def fit(trainer: Trainer, config: DictConfig, parts: Parts, folder: Path, stop: 
         interrupted = True
     if interrupted or (stop.asked and trainer.global_step < trainer.max_steps):
         raise Stopped(how_to_go_on(folder, overrides, trainer))
-    return time.perf_counter() - started
+    return next(callback.seconds for callback in trainer.callbacks if isinstance(callback, ProgressLine))
 
 # %% ../nbs/16_commands.ipynb #fcd2c880
 def save_model(config: DictConfig, parts: Parts, folder: Path) -> Pipeline:

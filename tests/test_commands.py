@@ -259,10 +259,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, somewhere, capsy
     message = err.splitlines()[-1]
     assert message.startswith("pmd-train: Stopped at step 7 of 12. Resume with: pmd-train ")
     assert sorted(p.name for p in Path("my run").iterdir()) == ["config.yaml", "last.ckpt", "log"]
+    first_part = torch.load("my run/last.ckpt", weights_only=True)["callbacks"]["ProgressLine"]["seconds"]
     again = shlex.split(message.partition("Resume with: pmd-train ")[2])
     assert again == ["resume=my run", *RUN]
     status, out, _ = typed_in(capsys, pmd_train, *again)
     assert status == 0 and out.splitlines()[-1] == "run folder: my run"
+    assert json.loads(Path("my run/metrics.json").read_text())["train_seconds"] > first_part > 0, "the time of both parts"
     same_weights(finished, Path("my run"))
     assert losses(finished).items() <= losses(Path("my run")).items(), "the table has both parts, and the losses are the same"
 

@@ -52,4 +52,7 @@ def test_a_wheel_works_in_a_clean_environment(tmp_path):
     printed = run(site.parents[2] / "bin" / "pmd-train", *small, "run_dir=run", cwd=tmp_path)
     assert printed.strip().splitlines()[-1] == "run folder: run"
     run(site.parents[2] / "bin" / "pmd-sample", "run=run", "label=3", "guidance_scale=3", "steps=4", "seed=0", "out=three.png", cwd=tmp_path)
-    assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+    run(site.parents[2] / "bin" / "pmd-sample", "model=mnist", "label=7", "steps=2", "out=seven.png", cwd=tmp_path)
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("three.png", "seven.png"))
+    alone = "from perceiver_moe_diffusion import from_pretrained; print(tuple(from_pretrained('digits').sample([1, 2], steps=2, seed=0).shape))"
+    assert run(python, "-c", alone, cwd=tmp_path).strip() == "(2, 1, 8, 8)"
