@@ -111,7 +111,7 @@ def guidance_strip(
         diversity = "" if numbers.diversity is None else f", diversity {numbers.diversity:.2f}"
         rows.append(drawing.images[:drawing.columns])
         names.append(f"s={scale:g} (w={scale - 1:g})\naccuracy {numbers.accuracy.value:.2f}{diversity}")
-    return show_grid(torch.cat(rows), drawing.columns, names, pipeline.class_names if wish.label is None else ())
+    return show_grid(torch.cat(rows), drawing.columns, names, pipeline.class_names if wish.label is None else (), cell=0.75)
 
 # %% ../nbs/19_guidance_explorer.ipynb #ed5a832d
 ALL = -1  # the choice of every class, in a menu where None would mean that nothing is chosen

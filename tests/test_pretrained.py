@@ -34,7 +34,9 @@ def test_the_recorded_figures_come_out_again(name):
 def test_the_shipped_models_are_good_enough_to_ship(name):
     record = record_of(name)
     assert record["conditional_accuracy"] >= 0.98 and record["memorisation"][0] <= record["memorisation_floor"][2]
-    assert record["fd"] <= {"digits": 1.5, "mnist": 4.0}[name] * record["fd_floor"], "at s = 1, against real images at the same number"
+    wanted = {"digits": 1.5, "mnist": 4.0}[name] * record["fd_floor"]  # at s = 1, against real images at the same number
+    assert record["fd_slow"]["fd"] <= wanted, "what the model has learned, with steps enough"
+    assert record["fd"] <= 1.05 * wanted, "and hardly worse in a dozen steps"
 
 
 @pytest.mark.parametrize("name", sorted(pretrained_folders()))
