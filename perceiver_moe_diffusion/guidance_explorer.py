@@ -170,7 +170,7 @@ class Panel:
             control.observe(lambda change: self.request(), names="value")
         self.scrubber.observe(lambda change: self.show_step(), names="value")
         self.sample.on_click(lambda button: self.request(again=True))
-        self.stop.on_click(lambda button: self.worker.stop())
+        self.stop.on_click(lambda button: self.halt())
         self.save.on_click(lambda button: self.save_png())
 
     def wish(self) -> Wish:
@@ -188,7 +188,13 @@ class Panel:
             self.cache.move_to_end(wish)
             self.show(wish, self.cache[wish])
         else:
+            self.status.value = status_line(f"step 0 of {wish.steps}")
             self.worker.submit(lambda stopped: self.work(wish, stopped))
+
+    def halt(self) -> None:
+        "The Stop button. Work that runs says itself where it stopped; work that had not begun cannot."
+        if self.worker.stop():
+            self.status.value = status_line(f"stopped after step 0 of {self.asked.steps}")
 
     def work(self, wish: Wish, stopped: Callable[[], bool]) -> None:
         "In the worker's thread: draw, showing each step; only traits of widgets are changed."
@@ -197,18 +203,23 @@ class Panel:
             self.progress.max, self.progress.value = wish.steps, 0
             for drawing in draw(self.pipeline, wish, self.samplers):
                 if stopped():
-                    if self.asked is wish:  # by the button, not by a newer wish
-                        self.status.value = status_line(f"stopped after step {len(drawing.steps)} of {wish.steps}")
+                    self.say(wish, f"stopped after step {len(drawing.steps)} of {wish.steps}")
                     return
                 self.progress.value = len(drawing.steps)
+                self.say(wish, f"step {len(drawing.steps)} of {wish.steps}")
                 self.image.value = self.grid(drawing)
             self.cache[wish] = drawing
             while len(self.cache) > self.KEPT:
                 self.cache.popitem(last=False)
             self.show(wish, drawing)
-            self.status.value = status_line(f"{wish.steps} steps in {time.perf_counter() - started:.2f} s")
+            self.say(wish, f"{wish.steps} steps in {time.perf_counter() - started:.2f} s")
         except Exception as error:  # nobody else would see it: this is the thread's outermost frame
             self.status.value = status_line(what_went_wrong(error), error=True)
+
+    def say(self, wish: Wish, text: str) -> None:
+        "Report on a wish, unless a newer one has taken its place."
+        if self.asked is wish:
+            self.status.value = status_line(text)
 
     def grid(self, drawing: Drawing) -> bytes:
         "The picture of the images."

@@ -39,12 +39,13 @@ class NewestWins:
                 self.thread.start()
             self.changed.notify_all()
 
-    def stop(self) -> None:
+    def stop(self) -> bool:  # whether something waited that now never begins
         "Let the work that runs end at its next step, and forget the one that waits."
         with self.changed:
-            self.waiting = None
+            forgotten, self.waiting = self.waiting is not None, None
             if self.running is not None:
                 self.running.set()
+            return forgotten
 
     def wait(self, timeout: float | None = None) -> bool:  # False: still at work after `timeout` seconds
         "Until nothing runs or waits."

@@ -105,7 +105,7 @@ def test_the_explorer_answers_to_keyboard_and_mouse(lab, page):
 
     handle(page, "steps").focus()
     page.keyboard.press("End")                                  # 200 steps: a long run
-    page.wait_for_function("() => [...document.querySelectorAll('.widget-hprogress .progress-bar')].some(bar => { const share = parseFloat(bar.style.width); return share > 0 && share < 60 })")
+    page.get_by_text(re.compile(r"^step \d+ of 200$")).first.wait_for()  # it has begun, and nothing older runs any more
     page.get_by_role("button", name="Stop", exact=True).first.click()
     stopped = page.get_by_text(re.compile(r"^stopped after step \d+ of 200$")).first
     stopped.wait_for()

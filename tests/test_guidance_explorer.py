@@ -145,6 +145,18 @@ def test_stop_acts_between_two_steps_and_the_panel_goes_on(panel):
     assert "3 steps in" in settled(panel)
 
 
+def test_stop_before_the_first_step_is_told_too(panel):
+    begun, go = threading.Event(), threading.Event()
+    panel.worker.submit(lambda stopped: begun.set() or go.wait(60))  # keeps the worker busy, so that the wish has to wait
+    assert begun.wait(60)
+    before = panel.image.value
+    panel.controls["steps"].value = 200
+    assert "step 0 of 200" in panel.status.value
+    panel.stop.click()
+    go.set()
+    assert "stopped after step 0 of 200" in settled(panel) and panel.image.value == before
+
+
 def test_the_newest_of_many_wishes_wins(panel):
     for s in (3.0, 4.0, 5.0, 6.0):
         panel.controls["guidance_scale"].value = s
