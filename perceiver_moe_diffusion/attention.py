@@ -87,7 +87,10 @@ class Dense(nn.Module):
         super().__init__()
         self.mlp = MLP(dim, mult, dropout)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def forward(self,
+        x: torch.Tensor,                   # [..., dim]
+        mask: torch.Tensor | None = None,  # a mixture of experts skips padding; here it costs nothing to compute it
+    ) -> tuple[torch.Tensor, None]:
         return self.mlp(x), None
 
 # %% ../nbs/03_attention.ipynb #37b29eb0

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'ROOTS', 'CURES', 'SEARCHPATH', 'PLAIN', 'bounded', 'Node', 'DataConfig', 'MoEConfig', 'MixtureConfig',
-           'ModelConfig', 'DiffusionConfig', 'SamplerConfig', 'DDIMConfig', 'OptimizerConfig', 'TrainerConfig',
-           'TaskConfig', 'EvaluationConfig', 'TrainConfig', 'SampleConfig', 'EvaluateConfig', 'idiv', 'mul', 'register',
-           'package_conf', 'read_override', 'library_sentence', 'composed', 'group_options', 'is_option',
-           'check_searchpath', 'suggestion', 'everything', 'set_value', 'check_key', 'nearest', 'check_root',
-           'inside_last', 'check_ranges', 'check_number', 'accepted_keys', 'check_targets', 'check_parameter',
-           'load_config']
+           'CoreConfig', 'ModelConfig', 'ClassifierConfig', 'DiffusionConfig', 'SamplerConfig', 'DDIMConfig',
+           'OptimizerConfig', 'TrainerConfig', 'TaskConfig', 'GenerateConfig', 'ClassifyConfig', 'EvaluationConfig',
+           'TrainConfig', 'SampleConfig', 'EvaluateConfig', 'idiv', 'mul', 'register', 'package_conf', 'read_override',
+           'library_sentence', 'composed', 'group_options', 'is_option', 'check_searchpath', 'suggestion', 'everything',
+           'set_value', 'check_key', 'nearest', 'check_root', 'inside_last', 'check_ranges', 'check_number',
+           'accepted_keys', 'check_targets', 'check_parameter', 'load_config']
 
 # %% ../nbs/11_config.ipynb #1a875d9f
 import difflib
@@ -60,6 +60,8 @@ class DataConfig(Node):
     "What is learned from."
     dataset: Any = MISSING                       # a node with `_target_`: returns an `ImageSet`
     root: str | None = None                      # folder of the data; null: downloaded to a cache, where that applies
+    augment: Any = None                          # a node: images -> images, on training images only
+    shots: int | None = bounded(None, 1)         # keep so many training images of each class
     batch_size: int = bounded(64, 1)             # over all processes together
     val_fraction: float = bounded(0.1, 0.001, 0.999)
     test_fraction: float = bounded(0.2, 0.001, 0.999)
@@ -84,17 +86,31 @@ class MixtureConfig(MoEConfig):
 
 # %% ../nbs/11_config.ipynb #e6c713c4
 @dataclass
-class ModelConfig:
-    "The denoiser."
+class CoreConfig:
+    "What every model has: a Perceiver IO."
     net: Any = MISSING                           # the node that is instantiated, with image_shape and num_classes
-    adapter: Any = MISSING                       # a partial node: adapter(image_shape, condition_dim) -> module
-    query: Any = MISSING                         # a partial node: query(positions, token_dim, query_dim) -> module
+    core: Any = MISSING                          # a partial node: core(input_dim, query_dim) -> module
     dim: int = bounded(128, 1, 65536)            # channels of tokens, latents and condition
     num_latents: int = bounded(16, 1, 65536)
     depth: int = bounded(2, 0, 1000)             # latent blocks per stage
     num_heads: int = bounded(2, 1, 1024)
     num_stages: int = bounded(1, 1, 1000)        # how often the inputs are read
     share_weights: bool = False                  # between the stages
+    input_depth: int = bounded(0, 0, 1000)       # feed-forward layers on the inputs, before they are read
+
+
+@dataclass
+class ModelConfig(CoreConfig):
+    "The denoiser."
+    adapter: Any = MISSING                       # a partial node: adapter(image_shape, condition_dim) -> module
+    query: Any = MISSING                         # a partial node: query(positions, token_dim, query_dim) -> module
+
+
+@dataclass
+class ClassifierConfig(CoreConfig):
+    "The classifier."
+    preprocessor: Any = MISSING                  # a partial node: preprocessor(image_shape) -> module
+    query_dim: int = bounded(128, 1, 65536)      # channels of the question; num_heads divides it
 
 # %% ../nbs/11_config.ipynb #5581d903
 @dataclass
@@ -151,12 +167,21 @@ class TrainerConfig(Node):
 @dataclass
 class TaskConfig(Node):
     "What training minimises."
-    diffusion: Any = None
     optimizer: Any = None
     warmup_steps: int = bounded(50, 0)
     balance_weight: float = bounded(0.0, 0)
     z_weight: float = bounded(0.0, 0)
     seed: int = bounded(0, 0)
+
+
+@dataclass
+class GenerateConfig(TaskConfig):
+    diffusion: Any = None
+
+
+@dataclass
+class ClassifyConfig(TaskConfig):
+    label_smoothing: float = bounded(0.0, 0, 0.99)
 
 # %% ../nbs/11_config.ipynb #20d76066
 @dataclass
@@ -168,9 +193,9 @@ class EvaluationConfig(Node):
     seed: int = bounded(0, 0)
 
 
-SCHEMAS = {"data": [DataConfig], "moe": [MoEConfig, MixtureConfig], "model": [ModelConfig],
+SCHEMAS = {"data": [DataConfig], "moe": [MoEConfig, MixtureConfig], "model": [ModelConfig, ClassifierConfig],
            "diffusion": [DiffusionConfig], "sampler": [SamplerConfig, DDIMConfig], "optimizer": [OptimizerConfig],
-           "trainer": [TrainerConfig], "task": [TaskConfig], "evaluation": [EvaluationConfig]}
+           "trainer": [TrainerConfig], "task": [GenerateConfig, ClassifyConfig], "evaluation": [EvaluationConfig]}
 
 
 @dataclass

@@ -60,7 +60,7 @@ def train_classifier(
     batches = iter(StepLoader(data.data, data.train_index, min(128, len(data.train_index)), seed))
     net.train()
     for _, batch in zip(range(steps), batches):
-        loss = F.cross_entropy(net(batch.image), batch.label, label_smoothing=0.05)
+        loss = F.cross_entropy(net(batch.input), batch.label, label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

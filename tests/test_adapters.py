@@ -2,6 +2,7 @@
 import pytest
 import torch
 from perceiver_moe_diffusion.adapters import ConvAdapter
+from perceiver_moe_diffusion.adapters import ConvPreprocessor
 from perceiver_moe_diffusion.adapters import FiLM
 from perceiver_moe_diffusion.adapters import ImagePreprocessor
 from perceiver_moe_diffusion.adapters import InputQuery
@@ -14,6 +15,25 @@ from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.fourier import grid_positions
 from perceiver_moe_diffusion.perceiver import PerceiverIO
 from torch import nn
+
+
+def test_each_token_of_the_stem_sees_its_own_part_of_the_image():
+    torch.manual_seed(0)
+    stem = ConvPreprocessor((1, 16, 16), channels=(8, 8), num_bands=2).eval()
+    image = torch.randn(1, 1, 16, 16)
+    before, moved = stem(image), image.clone()
+    moved[..., 0, 0] += 5                                                       # the upper left corner
+    changed = (stem(moved) - before).abs().amax(-1).view(4, 4) > 0
+    assert before.shape == (1, 16, stem.token_dim) and changed[0, 0] and not changed[3].any() and not changed[:, 3].any()
+
+
+def test_a_stem_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="a patch of 8 pixels .* 12×12"):
+        ConvPreprocessor((1, 12, 12))
+    with pytest.raises(UserError, match="channels="):
+        ConvPreprocessor((1, 8, 8), channels=())
+    with pytest.raises(UserError, match=r"\(1, 4, 8\)"):
+        ConvPreprocessor((1, 8, 8), channels=(8,))(torch.zeros(1, 1, 4, 8))
 
 
 SHAPES = [(1, 8, 8), (3, 12, 8), (2, 4, 20)]  # square, tall, wide

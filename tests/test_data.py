@@ -11,12 +11,14 @@ from itertools import islice
 from pathlib import Path
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data import Batch
+from perceiver_moe_diffusion.data import CropFlip
 from perceiver_moe_diffusion.data import ImageDataModule
 from perceiver_moe_diffusion.data import ImageSet
 from perceiver_moe_diffusion.data import StepLoader
 from perceiver_moe_diffusion.data import cifar10
 from perceiver_moe_diffusion.data import digits
 from perceiver_moe_diffusion.data import fashion_mnist
+from perceiver_moe_diffusion.data import few
 from perceiver_moe_diffusion.data import image_folder
 from perceiver_moe_diffusion.data import mnist
 from perceiver_moe_diffusion.data import split
@@ -27,7 +29,7 @@ from urllib.error import URLError
 
 def test_images_fill_the_range_and_convert_back_exactly():
     data = digits()
-    images = data.images()
+    images = data.inputs()
     assert images.dtype == torch.float32 and images.min() == -1 and images.max() == 1
     assert len(images.unique()) == data.levels == 17
     back = ((images + 1) / 2 * (data.levels - 1)).round().to(torch.uint8)
@@ -38,7 +40,7 @@ def test_images_fill_the_range_and_convert_back_exactly():
 def test_every_level_of_a_pixel_survives(levels):
     pixels = torch.arange(levels).to(torch.uint8).view(-1, 1, 1, 1)
     data = ImageSet(pixels, torch.zeros(levels, dtype=torch.long), ["any"], levels)
-    images = data.images()
+    images = data.inputs()
     assert images.min() == -1 and images.abs().max() <= 1
     torch.testing.assert_close(images[:, 0, 0, 0].double(), torch.linspace(-1, 1, levels, dtype=torch.double), rtol=0, atol=2e-7)
 
@@ -48,6 +50,18 @@ def test_the_digits_are_what_scikit_learn_publishes():
     assert data.pixels.shape == (1797, 1, 8, 8) and data.pixels.dtype == torch.uint8
     assert data.labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert data.official_test == 0 and data.class_names == list("0123456789")
+
+
+def test_few_images_of_each_class_and_more_hold_the_fewer():
+    data = digits()
+    train, _, _ = split(data, 0.1, 0.2, seed=0)
+    five, twenty = (few(train, data.labels, n, seed=0) for n in (5, 20))
+    assert data.labels[five].bincount().tolist() == [5] * 10 and data.labels[twenty].bincount().tolist() == [20] * 10
+    assert set(five.tolist()) < set(twenty.tolist()) < set(train.tolist())
+    assert not torch.equal(five, few(train, data.labels, 5, seed=1))
+    for shots in (0, 1000):
+        with pytest.raises(UserError, match=f"data.shots={shots} .* 1 to 12"):
+            few(train, data.labels, shots, seed=0)
 
 
 def blank_set(num_images: int, num_classes: int = 4, official_test: int = 0) -> ImageSet:
@@ -86,9 +100,31 @@ def test_too_few_images_to_split_is_explained(num_images):
         split(blank_set(num_images), 0.1, 0.2, seed=0)
 
 
+def test_an_augmented_image_is_a_window_of_the_padded_one_mirrored_or_not():
+    images = digits().inputs(slice(0, 40))
+    torch.manual_seed(0)
+    moved = CropFlip(2)(images)
+    assert moved.shape == images.shape
+    padded, mirrored = torch.nn.functional.pad(images, [2] * 4, mode="reflect"), 0
+    for image, wide in zip(moved, padded):
+        windows = wide.unfold(1, 8, 1).unfold(2, 8, 1).flatten(1, 2)[0]  # [25, 8, 8]
+        plain, flipped = (windows == image).all((1, 2)).any(), (windows.flip(-1) == image).all((1, 2)).any()
+        assert plain or flipped
+        mirrored += int(flipped and not plain)
+    assert 8 < mirrored < 32
+    assert torch.equal(CropFlip(0, flip=False)(images), images)
+
+
+def test_a_padding_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="padding=8 for images of 8×8 .* 0 to 7"):
+        CropFlip(8)(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(UserError, match="padding=-1"):
+        CropFlip(-1)
+
+
 def image_numbers(batch: Batch) -> list[int]:
     "Which images of a `blank_set` a batch holds."
-    low, high = ((batch.image[:, 0, row, 0] + 1) * 127.5 for row in (0, 1))
+    low, high = ((batch.input[:, 0, row, 0] + 1) * 127.5 for row in (0, 1))
     return (low + 256 * high).round().long().tolist()
 
 
@@ -106,7 +142,7 @@ def test_starting_at_any_step_gives_the_batches_of_the_whole_run(start, augment)
     torch.manual_seed(1)  # the state of the global generator must not matter
     for a, b in zip(islice(make(start), 9), whole[start:], strict=True):
         assert a.step == b.step
-        torch.testing.assert_close(a.image, b.image, rtol=0, atol=0)
+        torch.testing.assert_close(a.input, b.input, rtol=0, atol=0)
         torch.testing.assert_close(a.label, b.label, rtol=0, atol=0)
 
 
@@ -117,8 +153,8 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(processes, augment):
                for rank in range(processes)]
     alone = StepLoader(blank_set(100), torch.arange(50), 8, seed=3, augment=augment)
     for shares, whole in zip(zip(*(islice(loader, 15) for loader in loaders)), alone):
-        assert {len(share.image) for share in shares} == {8 // processes}
-        torch.testing.assert_close(torch.cat([share.image for share in shares]), whole.image, rtol=0, atol=0)
+        assert {len(share.input) for share in shares} == {8 // processes}
+        torch.testing.assert_close(torch.cat([share.input for share in shares]), whole.input, rtol=0, atol=0)
         torch.testing.assert_close(torch.cat([share.label for share in shares]), whole.label, rtol=0, atol=0)
 
 
@@ -144,7 +180,7 @@ def test_images_and_labels_stay_together_and_the_seed_matters():
 def test_augmentation_has_random_numbers_of_its_own_in_each_step_and_leaves_the_global_generator_alone():
     loader = StepLoader(blank_set(100), torch.arange(50), 8, seed=0, augment=torch.rand_like)
     state = torch.get_rng_state()
-    noise = [loader.batch(step).image for step in range(8)]
+    noise = [loader.batch(step).input for step in range(8)]
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(torch.equal(a, b) for a, b in combinations(noise, 2))
 
@@ -305,6 +341,19 @@ def test_an_image_of_the_right_size_is_read_exactly(tmp_path):
     np.testing.assert_array_equal(image_folder(str(tmp_path), image_size=12).pixels.permute(0, 2, 3, 1), pixels)
 
 
+def test_folders_train_and_test_keep_the_official_test_images(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        write_pictures(tmp_path / part, sizes=[(8 + i, 8) for i in range(6 if part == "train" else 2)])
+    data = image_folder(str(tmp_path), image_size=8)
+    assert len(data.labels) == 24 and data.official_test == 6
+    train, val, test = split(data, 0.2, 0.5, seed=0)
+    assert test.tolist() == list(range(18, 24)) and len(train) + len(val) == 18
+    (tmp_path / "test" / "disc").rename(tmp_path / "test" / "ball")
+    with pytest.raises(UserError, match="classes ball, square, stripes .* disc, square, stripes"):
+        image_folder(str(tmp_path), image_size=8)
+
+
 def test_the_middle_square_is_kept(tmp_path):
     (tmp_path / "one").mkdir()
     wide = np.zeros((10, 30, 3), np.uint8)
@@ -355,7 +404,7 @@ def test_the_split_does_not_depend_on_the_training_seed():
         assert torch.equal(getattr(first, name), getattr(second, name))
         assert not torch.equal(getattr(first, name), getattr(other, name))
     batches = [next(iter(as_process(module).train_dataloader())) for module in (first, second)]
-    assert not torch.equal(batches[0].image, batches[1].image), "the order of the batches does depend on it"
+    assert not torch.equal(batches[0].input, batches[1].input), "the order of the batches does depend on it"
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -387,10 +436,10 @@ def test_parts_are_what_the_indices_say_and_only_training_images_are_augmented()
     for name in ("train", "val", "test"):
         images, labels = module.part(name)
         index = getattr(module, f"{name}_index")
-        torch.testing.assert_close(images, module.data.images()[index], rtol=0, atol=0)
+        torch.testing.assert_close(images, module.data.inputs()[index], rtol=0, atol=0)
         torch.testing.assert_close(labels, module.data.labels[index], rtol=0, atol=0)
-    assert next(iter(as_process(module).train_dataloader())).image.count_nonzero() == 0
-    assert next(iter(as_process(module).val_dataloader())).image.count_nonzero() > 0
+    assert next(iter(as_process(module).train_dataloader())).input.count_nonzero() == 0
+    assert next(iter(as_process(module).val_dataloader())).input.count_nonzero() > 0
 
 
 @pytest.mark.parametrize("options, message", [

@@ -80,7 +80,7 @@ def x0_errors_after_training(query, residual, steps=60):
     from perceiver_moe_diffusion.data import digits as load
 
     torch.manual_seed(0)
-    images, labels = load().images(), load().labels
+    images, labels = load().inputs(), load().labels
     net, diffusion = tiny(query, partial(PatchAdapter, dim=32), residual), Diffusion(1000, objective="eps")
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
     for _ in range(steps):

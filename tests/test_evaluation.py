@@ -64,7 +64,7 @@ def test_a_dense_model_has_one_expert_that_is_always_used():
 FLOORS = ["fd_floor", "density_floor", "coverage_floor", "memorisation_floor", "nearest_distance_floor", "classifier_accuracy_on_test"]
 FIGURES = ["conditional_accuracy", "conditional_accuracy_interval", "conditional_accuracy_by_class", "conditional_accuracy_s1", "fd", "fd_images",
            "density", "coverage", "memorisation", "nearest_distance", "diversity", "diversity_s1", "min_expert_load", "expert_load",
-           "guidance_scale", "steps", "parameters", "evaluate_seconds"]
+           "guidance_scale", "steps", "flops_per_step", "parameters", "evaluate_seconds"]
 QUICK = dict(samples_per_class=6, max_fd_images=60, classifier_steps=25)
 
 

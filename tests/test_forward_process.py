@@ -62,7 +62,7 @@ def test_a_schedule_of_your_own_is_drawn_too():
 @pytest.mark.parametrize("name", list(SCHEDULES))
 @pytest.mark.parametrize("t", [0, 7, 19])
 def test_x_t_is_q_sample_and_the_targets_are_their_formulas(name, zero, t):
-    diffusion, x0 = Diffusion(20, SCHEDULES[name], zero), digits().images()[5]
+    diffusion, x0 = Diffusion(20, SCHEDULES[name], zero), digits().inputs()[5]
     part = ingredients(diffusion, x0, t, seed=3)
     A = float(diffusion.alpha_bar[t])
     assert_close(part["x_t"], diffusion.q_sample(x0[None], torch.tensor([t]), part["ε"][None])[0])
@@ -72,14 +72,14 @@ def test_x_t_is_q_sample_and_the_targets_are_their_formulas(name, zero, t):
 
 
 def test_the_noise_belongs_to_the_seed_and_not_to_the_level_or_schedule():
-    x0 = digits().images()[5]
+    x0 = digits().inputs()[5]
     noise = lambda schedule, t, seed: ingredients(Diffusion(20, schedule), x0, t, seed)["ε"]
     assert_close(noise(linear, 0, 1), noise(cosine, 19, 1), rtol=0, atol=0)
     assert not torch.equal(noise(linear, 0, 1), noise(linear, 0, 2))
 
 
 def test_at_zero_terminal_snr_nothing_of_the_image_is_left():
-    part = ingredients(Diffusion(20, cosine, zero_snr=True), digits().images()[5], 19)
+    part = ingredients(Diffusion(20, cosine, zero_snr=True), digits().inputs()[5], 19)
     assert_close(part["x_t"], part["ε"], rtol=0, atol=0)
     assert_close(part["target v"], -part["x0"], rtol=0, atol=0)
 
@@ -87,17 +87,17 @@ def test_at_zero_terminal_snr_nothing_of_the_image_is_left():
 @pytest.mark.parametrize("t", [-1, 20, 3.5, float("nan"), float("inf"), None, "three", True])
 def test_a_level_that_does_not_exist_is_one_sentence(t):
     with pytest.raises(UserError, match="t=.* is not possible; allowed: a whole number from 0 to 19") as error:
-        ingredients(Diffusion(20), digits().images()[0], t)
+        ingredients(Diffusion(20), digits().inputs()[0], t)
     assert "\n" not in str(error.value)
 
 
 def test_a_seed_below_zero_is_one_sentence():
     with pytest.raises(UserError, match="seed=-1"):
-        ingredients(Diffusion(20), digits().images()[0], 0, seed=-1)
+        ingredients(Diffusion(20), digits().inputs()[0], 0, seed=-1)
 
 
 def test_the_strip_has_a_row_for_each_schedule_and_shows_x_t():
-    x0 = digits().images()[5]
+    x0 = digits().inputs()[5]
     axes = show_strip(x0, shares=(0, 1), timesteps=20).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [name + end for name in SCHEDULES for end in ("", ", zero SNR")]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["t=0", "t=19"]
@@ -117,7 +117,7 @@ def parts_of(figure):
 
 @pytest.mark.parametrize("name,zero,t", [("linear", False, 0), ("cosine", False, 11), ("cosine", True, 19), ("sigmoid", True, 4)])
 def test_what_is_drawn_is_what_is_computed(name, zero, t):
-    images = digits().images()
+    images = digits().inputs()
     figure = forward_figure(images, t, name, zero, seed=2, **TINY)
     diffusion = Diffusion(20, SCHEDULES[name], zero)
     expected = ingredients(diffusion, images[5], t, seed=2)
@@ -131,7 +131,7 @@ def test_what_is_drawn_is_what_is_computed(name, zero, t):
 
 @pytest.mark.parametrize("name,zero,t", [("linear", False, 0), ("cosine", False, 11), ("cosine", True, 19), ("sigmoid", True, 4)])
 def test_the_marker_is_at_t_on_the_chosen_curve(name, zero, t):
-    axes = next(axes for axes in forward_figure(digits().images(), t, name, zero, **TINY).axes if axes.get_ylabel() == "log SNR")
+    axes = next(axes for axes in forward_figure(digits().inputs(), t, name, zero, **TINY).axes if axes.get_ylabel() == "log SNR")
     lines = {line.get_label(): line for line in axes.get_lines()}
     marker = next(line for label, line in lines.items() if label.startswith("t ("))
     curve = lines[name + ", zero SNR" * zero]
@@ -140,7 +140,7 @@ def test_the_marker_is_at_t_on_the_chosen_curve(name, zero, t):
 
 
 def test_the_last_level_of_zero_snr_is_said_in_words():
-    axes = [axes for axes in forward_figure(digits().images(), 19, zero_snr=True, **TINY).axes if axes.get_ylabel()]
+    axes = [axes for axes in forward_figure(digits().inputs(), 19, zero_snr=True, **TINY).axes if axes.get_ylabel()]
     assert "−∞" in axes[0].get_title(loc="left")
 
 
@@ -158,7 +158,7 @@ def test_colour_images_are_drawn_too():
 ])
 def test_a_mistake_is_one_sentence(wrong, sentence):
     with pytest.raises(UserError) as error:
-        forward_figure(digits().images(), **{"t": 3, **TINY, **wrong})
+        forward_figure(digits().inputs(), **{"t": 3, **TINY, **wrong})
     assert str(error.value) == sentence
 
 
@@ -169,7 +169,7 @@ def settled(live):
 
 
 def test_every_control_changes_the_picture():
-    live = explorer(digits().images(), timesteps=20)
+    live = explorer(digits().inputs(), timesteps=20)
     seen = [settled(live)[0]]
     for name, value in dict(t=15, schedule="linear", zero_snr=True, index=7, seed=1).items():
         live.controls[name].value = value
@@ -180,7 +180,7 @@ def test_every_control_changes_the_picture():
 
 
 def test_the_explorer_recovers_from_a_wrong_image():
-    live = explorer(digits().images(), timesteps=20)
+    live = explorer(digits().inputs(), timesteps=20)
     good, _ = settled(live)
     live.controls["index"].value = 5000
     picture, sentence = settled(live)
@@ -191,7 +191,7 @@ def test_the_explorer_recovers_from_a_wrong_image():
 
 
 def test_a_control_that_gives_nan_is_a_sentence_too():
-    live = Live(partial(forward_figure, digits().images(), timesteps=20), {"t": ipywidgets.FloatText(value=3.0)})
+    live = Live(partial(forward_figure, digits().inputs(), timesteps=20), {"t": ipywidgets.FloatText(value=3.0)})
     good, _ = settled(live)
     live.controls["t"].value = float("nan")
     picture, sentence = settled(live)
@@ -201,4 +201,4 @@ def test_a_control_that_gives_nan_is_a_sentence_too():
 
 
 def test_one_schedule_alone_can_be_explored():
-    assert settled(explorer(digits().images(), 20, {"only": cosine}))[1] == ""
+    assert settled(explorer(digits().inputs(), 20, {"only": cosine}))[1] == ""

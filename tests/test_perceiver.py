@@ -16,7 +16,8 @@ def small(**options):
 
 
 VARIANTS = [dict(), dict(feed_forward=partial(build_moe, num_experts=4, top_k=2)), dict(num_stages=3),
-            dict(num_stages=3, share_weights=True), dict(query_residual=False, output_dim=3), dict(depth=0)]
+            dict(num_stages=3, share_weights=True), dict(query_residual=False, output_dim=3), dict(depth=0),
+            dict(input_depth=2, input_feed_forward=partial(build_moe, num_experts=4, top_k=2))]
 
 
 @pytest.mark.parametrize("options", VARIANTS)
@@ -74,6 +75,13 @@ def test_a_routing_per_mixture_layer_and_none_for_dense_ones():
     seen = small(feed_forward=moe, num_stages=2)(torch.randn(2, 9, 5), torch.randn(2, 7, 8))
     assert [len(r.index) for r in seen.routings] == [12, 12, 12, 12, 14]  # 2 stages × 2 blocks of latents, then the queries
     assert small()(torch.randn(2, 9, 5), torch.randn(2, 7, 8)).routings == []
+
+
+def test_input_layers_come_first_and_skip_the_padding():
+    moe = partial(build_moe, num_experts=4, top_k=1)
+    net, mask = small(input_depth=1, input_feed_forward=moe, feed_forward=moe), torch.ones(2, 9, dtype=torch.bool)
+    mask[:, 5:] = False
+    assert [len(r.index) for r in net(torch.randn(2, 9, 5), torch.randn(2, 7, 8), mask).routings] == [10, 12, 12, 14]
 
 
 def test_extra_latents_take_part():

@@ -52,7 +52,7 @@ def small_pipeline(feed_forward=functools.partial(build_moe, num_experts=4, top_
 
 def some_digits(n=40):
     "[n, 1, 8, 8] and [n]"
-    return digits().images(torch.arange(n)), digits().labels[:n]
+    return digits().inputs(torch.arange(n)), digits().labels[:n]
 
 
 def routing_of(index, experts):

@@ -154,9 +154,9 @@ def test_validation_judges_the_average():
     trainer, diary = fit(module, steps=6, ema=0.9)
     batch = next(iter(trainer.val_dataloaders))
     with torch.no_grad():
-        averaged, _ = module.eval().denoising_loss(batch, stream=1)
+        averaged, _ = module.eval().objective(batch, stream=1)
         module.model.core.latents.copy_(diary.weights[-1])
-        mixed, _ = module.denoising_loss(batch, stream=1)
+        mixed, _ = module.objective(batch, stream=1)
     assert diary.val_loss[6] == averaged.item() != mixed.item()
 
 
@@ -357,7 +357,7 @@ def test_ctrl_c_means_what_it_meant_before_once_training_is_over(tmp_path):
 
 
 def spoil(batch) -> None:
-    batch.image.fill_(float("nan"))
+    batch.input.fill_(float("nan"))
 
 
 def test_a_loss_that_is_nan_stops_training_and_names_the_step(tmp_path):
