@@ -133,6 +133,7 @@ class TrainingModule(LightningModule):
         total = self.trainer.max_steps
         require(total >= 1, f"max_steps={total}", "1 or more", "The batches have no end, and the learning rate follows the length of the training.")
         optimizer = self.make_optimizer(self.model.parameters())
+        optimizer._step_supports_amp_scaling = False  # else Lightning refuses to clip the gradients of a fused optimizer in mixed precision
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
