@@ -11,11 +11,10 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .attention import MLP, Attention
+from .attention import MLP, Attention, written_out
 from .core import require
 
 # %% ../nbs/04b_experts.ipynb #a25a9a85
@@ -120,7 +119,7 @@ def count_flops(
     work: Callable[[], Any],  # what to count; called once, without gradients
 ) -> int:
     "Floating-point operations of the matrix products and convolutions in `work()`; a multiplication and an addition are two."
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Operations() as counted:
+    with torch.no_grad(), written_out(), Operations() as counted:
         work()
     return counted.total
 
