@@ -141,7 +141,7 @@ def test_a_path_is_taken_as_it_stands(path):
 
 CONF = Path(str(files("perceiver_moe_diffusion.conf")))
 CONF_FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
-NEEDED = {"evaluate": ["run=runs/a"]}  # what has no default
+NEEDED = {"evaluate": ["run=runs/a"], "model/preprocessor": ["model=classifier"]}  # what has no default, and what a part belongs to
 
 
 def targets(tree) -> set[str]:
@@ -156,7 +156,7 @@ def targets(tree) -> set[str]:
 @pytest.mark.parametrize("file", CONF_FILES)
 def test_every_file_composes_and_its_classes_accept_its_keys(file):
     group, _, option = file.rpartition("/")
-    config = load_config([f"{group}={option}"]) if group else load_config(NEEDED.get(option, []), option)
+    config = load_config([*NEEDED.get(group, []), f"{group}={option}"]) if group else load_config(NEEDED.get(option, []), option)
     text = OmegaConf.to_yaml(config)
     assert "${" not in text and "???" not in text, "no link is left, and nothing is missing"
     named = targets(yaml.safe_load((CONF / f"{file}.yaml").read_text()))
