@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from . import adapters, attention, diffusion as diffusion_module, moe, perceiver, sampling
+from . import adapters, attention, diffusion as diffusion_module, experts, mixture_of_denoisers, moe, perceiver, sampling
 from .classifier import Classifier, ClassifierPipeline
 from .core import UserError, atomic_write, require
 from .denoiser import Denoiser
@@ -34,7 +34,8 @@ ALLOWED = (  # what a model file may ask for; anything else is refused
     Denoiser, Classifier, adapters.ConvAdapter, adapters.PatchAdapter, adapters.InputQuery, adapters.PositionQuery, adapters.LearnedQuery,
     adapters.ImagePreprocessor, adapters.ConvPreprocessor, adapters.TextPreprocessor, adapters.MultiModalPreprocessor,
     perceiver.PerceiverIO, attention.Dense, moe.build_moe, moe.MLPExpert,
-    moe.TopKRouter, moe.NoisyTopKRouter, moe.BiasBalancedRouter,
+    moe.TopKRouter, moe.NoisyTopKRouter, moe.BiasBalancedRouter, experts.ConvExpert, experts.AttentionExpert, experts.RecurrentExpert,
+    mixture_of_denoisers.MixtureOfDenoisers, mixture_of_denoisers.IntervalRouter, mixture_of_denoisers.NoiseRouter, mixture_of_denoisers.LabelRouter,
     Diffusion, diffusion_module.linear, diffusion_module.cosine, diffusion_module.sigmoid,
     sampling.DDPM, sampling.DDIM, sampling.DPMSolverPP,
 )
