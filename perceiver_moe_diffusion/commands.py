@@ -473,7 +473,9 @@ def sweep(overrides: Sequence[str]) -> Path:  # the folder of the sweep: a folde
     root = Path(configs[0].run_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-sweep")
     require(not (root / "sweep.csv").exists(), f"run_dir={root}, which holds a sweep already,", "a new or empty folder")
     check_writable(root, "run_dir")
+    started = time.perf_counter()
     rows = run_jobs(jobs, configs, root)
+    write_json(root / "sweep.json", {"command": shlex.join(["pmd-train", "-m", *overrides]), "seconds": time.perf_counter() - started, "made": machine()})
     print(sweep_table(rows, list(jobs[0].values)))
     print(f"sweep folder: {root}", flush=True)
     if all("error" in row for row in rows):

@@ -106,11 +106,13 @@ def expert_load(
 
 # %% ../nbs/14_figures.ipynb #6cfbc0da
 def show_load(
-    load: torch.Tensor,  # [layers, E] from `expert_load`: the latent blocks in order, then the decoder
+    load: torch.Tensor,          # [layers, E] from `expert_load`
+    names: Sequence[str] = (),   # of the layers; none: the latent blocks in order, then the decoder
 ) -> Figure:
     "Load per expert and layer; the dashed line is a uniform load."
     layers, experts = load.shape
-    names = [f"latent block {i}" for i in range(layers - 1)] + ["decoder"]
+    names = names or [f"latent block {i}" for i in range(layers - 1)] + ["decoder"]
+    require(len(names) == layers, f"{len(names)} names for {layers} layers", "a name for each, or none")
     with house_style():
         figure, all_axes = plt.subplots(1, layers, figsize=(2.2 * layers + 0.5, 2.2), sharey=True, squeeze=False)
         for axes, shares, name in zip(all_axes[0], load, names):

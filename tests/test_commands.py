@@ -364,7 +364,8 @@ def test_a_sweep_ends_in_a_row_per_job_and_survives_a_job_that_fails(somewhere, 
     with open("sweep/sweep.csv", newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["moe.top_k"], second["moe.top_k"]) == ("1", "9") and float(first["fd"]) > 0 and "top_k=9" in second["error"]
-    assert sorted(p.name for p in Path("sweep").iterdir()) == ["000-moe.top_k-1-seed-4", "sweep.csv"]
+    assert sorted(p.name for p in Path("sweep").iterdir()) == ["000-moe.top_k-1-seed-4", "sweep.csv", "sweep.json"]
+    assert json.loads(Path("sweep/sweep.json").read_text())["command"].startswith("pmd-train -m ")
     assert "holds a sweep already" in refused(capsys, pmd_train, "-m", "run_dir=sweep")
 
 
