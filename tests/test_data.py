@@ -21,6 +21,7 @@ from perceiver_moe_diffusion.data import fashion_mnist
 from perceiver_moe_diffusion.data import few
 from perceiver_moe_diffusion.data import image_folder
 from perceiver_moe_diffusion.data import mnist
+from perceiver_moe_diffusion.data import only
 from perceiver_moe_diffusion.data import split
 from perceiver_moe_diffusion.data import torchvision_error
 from types import SimpleNamespace
@@ -64,6 +65,29 @@ def test_few_images_of_each_class_and_more_hold_the_fewer():
             few(train, data.labels, shots, seed=0)
 
 
+def test_some_classes_are_numbered_anew_and_stay_in_their_part():
+    data = digits()._replace(official_test=300)
+    parts = split(data, 0.1, 0.2, seed=0)
+    some, some_parts = only(data, parts, [8, 3])
+    assert some.class_names == ["8", "3"] and some.official_test == int(torch.isin(data.labels[-300:], torch.tensor([3, 8])).sum())
+    for index, (images, labels) in zip(some_parts, ((data.pixels[part], data.labels[part]) for part in parts)):
+        wanted = torch.isin(labels, torch.tensor([3, 8]))
+        assert torch.equal(some.pixels[index], images[wanted]) and torch.equal(some.labels[index], (labels[wanted] == 3).long())
+
+
+@pytest.mark.parametrize("classes", [[], [3, 3], [10], [-1], ["3"], [1.0]])
+def test_classes_that_are_not_there_are_refused(classes):
+    with pytest.raises(UserError, match=r"data.classes=.* numbers from 0 to 9 \(0, 1"):
+        only(digits(), (torch.arange(3),), classes)
+
+
+def test_the_data_module_keeps_the_split_of_the_whole():
+    whole, some = ImageDataModule(digits), ImageDataModule(digits, classes=[8, 9], shots=5)
+    images, labels = whole.part("test")
+    assert torch.equal(some.part("test")[0], images[labels >= 8]) and torch.equal(some.part("test")[1], labels[labels >= 8] - 8)
+    assert some.num_classes == 2 and some.part("train")[1].bincount().tolist() == [5, 5]
+
+
 def blank_set(num_images: int, num_classes: int = 4, official_test: int = 0) -> ImageSet:
     "Images of 2×2 pixels that carry their own number, so that a batch tells which images it holds."
     number = torch.arange(num_images)
@@ -85,6 +109,11 @@ def test_the_parts_are_disjoint_cover_everything_and_have_the_classes_in_proport
 def test_an_official_test_set_is_kept():
     train, val, test = split(blank_set(140, official_test=40), 0.1, 0.2, seed=0)
     assert test.tolist() == list(range(100, 140)) and len(val) == 10 and len(train) == 90
+
+
+def test_a_validation_set_that_is_given_is_kept_too():
+    train, val, test = split(blank_set(140, official_test=40)._replace(official_val=20), 0.1, 0.2, seed=0)
+    assert test.tolist() == list(range(100, 140)) and val.tolist() == list(range(80, 100)) and train.tolist() == list(range(80))
 
 
 def test_the_split_is_a_function_of_its_seed():
