@@ -187,9 +187,9 @@ def random_part(
     seed: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (images, labels)
     "Randomly chosen images of a part of the data, without repetition."
-    images, labels = data.part(name)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:n]
-    return images[order], labels[order]
+    index = getattr(data, f"{name}_index")
+    chosen = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:n]]
+    return data.data.inputs(chosen), data.data.labels[chosen]
 
 # %% ../nbs/12_metrics.ipynb #a17468e8
 def quality(

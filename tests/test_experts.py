@@ -26,6 +26,13 @@ def test_neighbours_are_symmetric_and_hold_the_token_itself_in_the_middle():
         assert pairs == {(j, i) for i, j in pairs}
 
 
+def test_on_several_grids_nobody_is_beside_anybody_of_another():
+    table = neighbours((2, 3), (4,))
+    assert table.shape == (10, 9 + 3) and torch.equal(table[:6, :9], neighbours((2, 3)))
+    text = neighbours((4,))
+    assert torch.equal(table[6:, 9:], torch.where(text >= 0, text + 6, -1)) and (table[:6, 9:] == -1).all() and (table[6:, :9] == -1).all()
+
+
 @pytest.mark.parametrize("grid", [(), (0, 3), (2.5,)])
 def test_a_grid_that_is_none_is_refused(grid):
     with pytest.raises(UserError, match="grid="):
@@ -54,7 +61,19 @@ def test_the_convolution_of_a_text_has_one_axis():
     assert_close(expert(*everywhere(x)), expert.mlp(expected).flatten(0, 1))
 
 
+def test_an_image_and_a_text_in_one_sequence_are_two_convolutions():
+    torch.manual_seed(0)
+    both, x = ConvExpert(6, [(2, 3), (4,)]), torch.randn(2, 10, 6)
+    image, text = ConvExpert(6, (2, 3)), ConvExpert(6, (4,))
+    image.kernel, text.kernel = nn.Parameter(both.kernel[:9].detach()), nn.Parameter(both.kernel[9:].detach())
+    image.mlp = text.mlp = both.mlp
+    expected = torch.cat([image(*everywhere(x[:, :6])).view(2, 6, 6), text(*everywhere(x[:, 6:])).view(2, 4, 6)], dim=1)
+    assert_close(both(*everywhere(x)).view(2, 10, 6), expected)
+
+
 def test_a_sequence_that_is_not_the_grid_is_refused():
+    with pytest.raises(UserError, match=r"12 tokens .* grid \(2, 3\) and \(4,\) .* 10 tokens"):
+        ConvExpert(6, [[2, 3], [4]])(*everywhere(torch.randn(1, 12, 6)))
     with pytest.raises(UserError, match=r"12 tokens .* grid \(4, 5\) .* 20 tokens"):
         ConvExpert(6, (4, 5))(*everywhere(torch.randn(1, 12, 6)))
     with pytest.raises(UserError, match="a square number"):
