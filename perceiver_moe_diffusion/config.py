@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'ROOTS', 'CURES', 'SEARCHPATH', 'PLAIN', 'bounded', 'Node', 'DataConfig', 'MoEConfig', 'MixtureConfig',
-           'CoreConfig', 'ModelConfig', 'ClassifierConfig', 'DiffusionConfig', 'SamplerConfig', 'DDIMConfig',
-           'OptimizerConfig', 'TrainerConfig', 'TaskConfig', 'GenerateConfig', 'ClassifyConfig', 'EvaluationConfig',
-           'TrainConfig', 'SampleConfig', 'EvaluateConfig', 'idiv', 'mul', 'register', 'package_conf', 'read_override',
-           'library_sentence', 'composed', 'group_options', 'is_option', 'check_searchpath', 'suggestion', 'everything',
-           'set_value', 'check_key', 'nearest', 'check_root', 'inside_last', 'check_ranges', 'check_number',
-           'accepted_keys', 'check_targets', 'check_parameter', 'load_config']
+           'HeterogeneousConfig', 'NetConfig', 'CoreConfig', 'ModelConfig', 'DenoisersConfig', 'ClassifierConfig',
+           'DiffusionConfig', 'SamplerConfig', 'DDIMConfig', 'OptimizerConfig', 'TrainerConfig', 'TaskConfig',
+           'GenerateConfig', 'ClassifyConfig', 'EvaluationConfig', 'TrainConfig', 'SampleConfig', 'EvaluateConfig',
+           'idiv', 'mul', 'register', 'package_conf', 'read_override', 'library_sentence', 'composed', 'group_options',
+           'is_option', 'check_searchpath', 'suggestion', 'everything', 'set_value', 'check_key', 'nearest',
+           'check_root', 'inside_last', 'check_ranges', 'check_number', 'accepted_keys', 'check_targets',
+           'check_parameter', 'load_config']
 
 # %% ../nbs/11_config.ipynb #1a875d9f
 import difflib
@@ -62,6 +63,7 @@ class DataConfig(Node):
     root: str | None = None                      # folder of the data; null: downloaded to a cache, where that applies
     augment: Any = None                          # a node: images -> images, on training images only
     shots: int | None = bounded(None, 1)         # keep so many training images of each class
+    classes: list[int] | None = None             # keep these classes, numbered anew in this order
     batch_size: int = bounded(64, 1)             # over all processes together
     val_fraction: float = bounded(0.1, 0.001, 0.999)
     test_fraction: float = bounded(0.2, 0.001, 0.999)
@@ -84,12 +86,17 @@ class MixtureConfig(MoEConfig):
     num_experts: int = bounded(4, 1, 4096)
     top_k: int = bounded(2, 1, 4096)
 
+
+@dataclass
+class HeterogeneousConfig(MixtureConfig):
+    "Experts of different kinds."
+    grid: list[int] | None = None                # tokens along each axis; null: a square
+
 # %% ../nbs/11_config.ipynb #e6c713c4
 @dataclass
-class CoreConfig:
-    "What every model has: a Perceiver IO."
+class NetConfig:
+    "What every model has, and the sizes of a Perceiver IO."
     net: Any = MISSING                           # the node that is instantiated, with image_shape and num_classes
-    core: Any = MISSING                          # a partial node: core(input_dim, query_dim) -> module
     dim: int = bounded(128, 1, 65536)            # channels of tokens, latents and condition
     num_latents: int = bounded(16, 1, 65536)
     depth: int = bounded(2, 0, 1000)             # latent blocks per stage
@@ -100,10 +107,24 @@ class CoreConfig:
 
 
 @dataclass
+class CoreConfig(NetConfig):
+    "A model with a Perceiver IO."
+    core: Any = MISSING                          # a partial node: core(input_dim, query_dim) -> module
+
+
+@dataclass
 class ModelConfig(CoreConfig):
     "The denoiser."
     adapter: Any = MISSING                       # a partial node: adapter(image_shape, condition_dim) -> module
     query: Any = MISSING                         # a partial node: query(positions, token_dim, query_dim) -> module
+
+
+@dataclass
+class DenoisersConfig(NetConfig):
+    "Several denoisers, and a router of images."
+    router: Any = MISSING                        # a partial node: router(num_classes, num_experts) -> module
+    expert: Any = None                           # a partial node: expert(image_shape, num_classes) -> denoiser; or several, under names
+    experts: Any = MISSING                       # a list of such nodes
 
 
 @dataclass
@@ -193,7 +214,7 @@ class EvaluationConfig(Node):
     seed: int = bounded(0, 0)
 
 
-SCHEMAS = {"data": [DataConfig], "moe": [MoEConfig, MixtureConfig], "model": [ModelConfig, ClassifierConfig],
+SCHEMAS = {"data": [DataConfig], "moe": [MoEConfig, MixtureConfig, HeterogeneousConfig], "model": [ModelConfig, DenoisersConfig, ClassifierConfig],
            "diffusion": [DiffusionConfig], "sampler": [SamplerConfig, DDIMConfig], "optimizer": [OptimizerConfig],
            "trainer": [TrainerConfig], "task": [GenerateConfig, ClassifyConfig], "evaluation": [EvaluationConfig]}
 

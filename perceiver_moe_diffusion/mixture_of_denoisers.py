@@ -50,16 +50,17 @@ class IntervalRouter(nn.Module):
         num_classes: int,                    # not needed here
         num_experts: int,                    # as many as there are intervals
         timesteps: int = 1000,               # T
-        intervals: Sequence[Sequence[int]] = ((0, 250), (250, 500), (500, 750), (750, 1000)),  # [start, end) of each expert, ascending
+        intervals: Sequence[Sequence[int]] | None = None,  # [start, end) of each expert, ascending; None: equal ones
         softness: float = 0.0,               # in training: share of images that go to an expert at random
     ):
         super().__init__()
-        pairs = [tuple(pair) for pair in intervals]
+        equal = [[i * timesteps // num_experts, (i + 1) * timesteps // num_experts] for i in range(num_experts)]
+        pairs = [tuple(pair) for pair in (equal if intervals is None else intervals)]
         require(len(pairs) == num_experts, f"{len(pairs)} intervals for {num_experts} experts", "an interval for each expert")
         ends = [0, *(pair[1] for pair in pairs if len(pair) == 2)]
         covered = all(len(pair) == 2 and pair[0] == start < pair[1] for pair, start in zip(pairs, ends)) and ends[-1] == timesteps
         require(covered, f"intervals={[list(pair) for pair in pairs]}", f"[start, end) pairs that cover [0, {timesteps}) in ascending order, without gap or overlap",
-                f"For example {[[i * timesteps // num_experts, (i + 1) * timesteps // num_experts] for i in range(num_experts)]}.")
+                f"For example {equal}.")
         require(0 <= softness <= 1, f"softness={softness}", "0 to 1")
         self.softness = softness
         self.register_buffer("starts", torch.tensor([start for start, _ in pairs[1:]], dtype=torch.long), persistent=False)

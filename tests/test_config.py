@@ -141,7 +141,7 @@ def test_a_path_is_taken_as_it_stands(path):
 
 CONF = Path(str(files("perceiver_moe_diffusion.conf")))
 CONF_FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
-NEEDED = {"evaluate": ["run=runs/a"], "model/preprocessor": ["model=classifier"]}  # what has no default, and what a part belongs to
+NEEDED = {"evaluate": ["run=runs/a"], "model/preprocessor": ["model=classifier"], "model/router": ["model=mixture"], "model/expert": ["model=mixture"]}  # what has no default, and what a part belongs to
 
 
 def targets(tree) -> set[str]:

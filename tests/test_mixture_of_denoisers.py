@@ -63,9 +63,14 @@ def test_intervals_that_do_not_cover_all_noise_levels_are_refused(intervals):
         IntervalRouter(10, 2, intervals=intervals)
 
 
+def test_without_a_table_the_intervals_are_equal_and_cover_all():
+    t = torch.arange(100)
+    assert IntervalRouter(10, 3, timesteps=100)(t, t).counts.tolist() == [33, 33, 34]
+
+
 def test_other_mistakes_of_intervals():
-    with pytest.raises(UserError, match="4 intervals for 3 experts"):
-        mixture(IntervalRouter, experts=3)
+    with pytest.raises(UserError, match="2 intervals for 3 experts"):
+        mixture(partial(IntervalRouter, intervals=[[0, 500], [500, 1000]]), experts=3)
     with pytest.raises(UserError, match="softness=2"):
         IntervalRouter(10, 4, softness=2)
     with pytest.raises(UserError, match="a noise level of 1500"):
