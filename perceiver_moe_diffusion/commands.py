@@ -360,6 +360,7 @@ def sample(config: DictConfig) -> Path:  # the picture
     require((config.run is None) != (config.model is None), f"{'neither' if config.run is None else 'both'} of run and model",
             "exactly one of the two", f"Give run=RUN_FOLDER, or model=NAME for a model that comes with the package: {', '.join(pretrained_folders())}.")
     pipeline = from_pretrained(config.model) if config.run is None else load_pipeline(config.run)
+    require(isinstance(pipeline, Pipeline), f"run={config.run}, a {type(pipeline).__name__},", "a run that trained a generator (task=generate)")
     pipeline.sampler = make(config.sampler)
     wanted = pipeline.labels(range(pipeline.model.num_classes) if config.label is None else plain(config)["label"])
     pipeline.settings()

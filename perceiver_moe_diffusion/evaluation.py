@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from .core import fold_seed
+from .core import fold_seed, require
 from .data import ImageDataModule
 from .experts import count_flops
 from .figures import expert_load, save_figure, show_grid, show_load, show_trajectory
@@ -60,6 +60,7 @@ def evaluate(
     classifier: SmallCNN | None = None,  # None: trained here on the training images
 ) -> dict:                           # numbers, and means as (value, low, high); `…_floor`: what real images score
     "Draw images, judge them. The classifier and the floors come from the same data module."
+    require(isinstance(pipeline, Pipeline), f"drawing images with a {type(pipeline).__name__}", "a Pipeline", "A classifier is judged with evaluation=classify.")
     started = time.perf_counter()
     classifier = train_classifier(data, classifier_steps, seed) if classifier is None else classifier
     guided_labels = torch.arange(data.num_classes).repeat_interleave(samples_per_class)

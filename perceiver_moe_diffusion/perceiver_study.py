@@ -124,6 +124,7 @@ def classify(
     folder: Path | None = None,  # gets `confusion.png`, and for images `predictions.png`; None: no pictures
 ) -> dict:                       # numbers, and means as (value, low, high)
     "Judge a classifier on the test part, which neither training nor the choice of settings has seen."
+    require(isinstance(pipeline, ClassifierPipeline), f"classes from a {type(pipeline).__name__}", "a ClassifierPipeline", "What draws images is judged with evaluation=generate.")
     inputs, labels = data.part("test")
     probs = pipeline.predict(inputs)
     predicted = probs.argmax(dim=-1)

@@ -1,12 +1,18 @@
 # Made from nbs/25_perceiver_study.ipynb by `pmd-dev tests`. Edit the notebook.
+import json
 import pytest
 import torch
 from hydra.utils import instantiate
 from perceiver_moe_diffusion.classifier import Classifier
 from perceiver_moe_diffusion.classifier import ClassifierPipeline
 from perceiver_moe_diffusion.commands import build
+from perceiver_moe_diffusion.commands import pmd_evaluate
+from perceiver_moe_diffusion.commands import pmd_sample
+from perceiver_moe_diffusion.commands import pmd_train
 from perceiver_moe_diffusion.config import load_config
+from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data import digits
+from perceiver_moe_diffusion.evaluation import evaluate
 from perceiver_moe_diffusion.moe import build_moe
 from perceiver_moe_diffusion.perceiver import PerceiverIO
 from perceiver_moe_diffusion.perceiver_study import classify
@@ -16,7 +22,11 @@ from perceiver_moe_diffusion.perceiver_study import read_by_the_question
 from perceiver_moe_diffusion.perceiver_study import show_confusion
 from perceiver_moe_diffusion.perceiver_study import show_predictions
 from perceiver_moe_diffusion.perceiver_study import show_reading
+from perceiver_moe_diffusion.pipeline import from_pretrained
 from torch.testing import assert_close
+
+
+TINY = ["experiment=perceiver_cifar10", "data=digits", "data/augment=none", "model.dim=32", "model.depth=1", "model.num_latents=4", "model.num_heads=2", "model.query_dim=32"]
 
 
 def small(**core):
@@ -50,7 +60,7 @@ def test_what_the_question_reads_adds_up_to_one(core):
 
 @pytest.mark.parametrize("feed_forward, layers", [(lambda dim: build_moe(dim, 4, 2), 2), (None, 0)])
 def test_a_classifier_is_judged_on_all_test_images_with_and_without_experts(tmp_path, feed_forward, layers):
-    data = build(load_config(["experiment=perceiver_cifar10", "data=digits", "data/augment=none", "model.dim=32", "model.num_latents=4", "model.query_dim=32"])).data
+    data = build(load_config([*TINY])).data
     pipeline = small(**({"feed_forward": feed_forward} if feed_forward else {}))
     results = classify(pipeline, data, folder=tmp_path)
     probs = pipeline.predict(data.part("test")[0])
@@ -58,6 +68,24 @@ def test_a_classifier_is_judged_on_all_test_images_with_and_without_experts(tmp_
     assert results["accuracy_interval"][0] <= results["accuracy"] <= results["accuracy_interval"][1] and list(results["accuracy_by_class"]) == pipeline.class_names
     assert len(results["expert_load"]) == max(layers, 1) and results["flops"] == pytest.approx(costs(pipeline.model, (1, 8, 8))["flops"], rel=0.01)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "predictions.png", "routing.png"]
+
+
+def test_what_draws_images_is_no_classifier_and_the_other_way_round(tmp_path, monkeypatch, capsys):
+    data = build(load_config([*TINY])).data
+    with pytest.raises(UserError, match="ClassifierPipeline.* evaluation=generate"):
+        classify(from_pretrained("digits"), data)
+    with pytest.raises(UserError, match="a ClassifierPipeline .* evaluation=classify"):
+        evaluate(small(), data)
+    monkeypatch.chdir(tmp_path)
+    pmd_train([*TINY, "trainer.max_steps=2", "run_dir=run"])
+    assert "accuracy on the test part" in capsys.readouterr().out
+    for command, line in ((pmd_sample, ["run=run", "label=3"]), (pmd_evaluate, ["run=run"])):
+        with pytest.raises(SystemExit) as ended:
+            command(line)
+        told = capsys.readouterr().err
+        assert ended.value.code == 2 and "ClassifierPipeline" in told and "Traceback" not in told
+    pmd_evaluate(["run=run", "evaluation=classify"])
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["accuracy"] == json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"]
 
 
 def test_the_reference_has_the_size_that_its_source_reports_and_ours_is_smaller():
