@@ -1,6 +1,7 @@
 # Made from nbs/06_adapters.ipynb by `pmd-dev tests`. Edit the notebook.
 import pytest
 import torch
+from functools import partial
 from perceiver_moe_diffusion.adapters import ConvAdapter
 from perceiver_moe_diffusion.adapters import ConvPreprocessor
 from perceiver_moe_diffusion.adapters import FiLM
@@ -10,6 +11,7 @@ from perceiver_moe_diffusion.adapters import LearnedQuery
 from perceiver_moe_diffusion.adapters import MultiModalPreprocessor
 from perceiver_moe_diffusion.adapters import PatchAdapter
 from perceiver_moe_diffusion.adapters import PositionQuery
+from perceiver_moe_diffusion.adapters import Projected
 from perceiver_moe_diffusion.adapters import TextPreprocessor
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.fourier import grid_positions
@@ -34,6 +36,20 @@ def test_a_stem_that_does_not_fit_is_refused():
         ConvPreprocessor((1, 8, 8), channels=())
     with pytest.raises(UserError, match=r"\(1, 4, 8\)"):
         ConvPreprocessor((1, 8, 8), channels=(8,))(torch.zeros(1, 1, 4, 8))
+
+
+def test_a_projection_is_a_linear_map_of_each_token():
+    torch.manual_seed(0)
+    projected, image = Projected((3, 8, 8), partial(ImagePreprocessor, patch_size=4), dim=24), torch.randn(2, 3, 8, 8)
+    assert projected.inner.token_dim == 48 + 26 and projected.token_dim == 24
+    torch.testing.assert_close(projected(image), projected.inner(image) @ projected.project.weight.T + projected.project.bias)
+
+
+def test_a_projection_hands_on_what_is_padding():
+    torch.manual_seed(0)
+    projected = Projected((12,), lambda shape: TextPreprocessor(*shape, dim=8), dim=24)
+    tokens, mask = projected(projected.inner.encode(["four", "eight so"]))
+    assert tokens.shape == (2, 12, 24) and mask.sum(1).tolist() == [4, 8]
 
 
 SHAPES = [(1, 8, 8), (3, 12, 8), (2, 4, 20)]  # square, tall, wide
