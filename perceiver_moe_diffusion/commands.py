@@ -47,7 +47,7 @@ from .config import load_config, read_override
 from .core import UserError, atomic_write, fold_seed, keep_memory, machine, require
 from .data import ImageDataModule, StepLoader
 from .figures import save_figure, save_images, show_curves
-from .pipeline import Pipeline, from_pretrained, load_pipeline, one_line, pretrained_folders, save_pipeline
+from .pipeline import Pipeline, from_pretrained, load_pipeline, one_line, pretrained_folders, save_pipeline, start_from
 
 # %% ../nbs/16_commands.ipynb #eecfe811
 def make(
@@ -80,6 +80,8 @@ def build(config: DictConfig) -> Parts:
     next(iter(StepLoader(data.data, data.train_index, data.batch_size, data.seed, process=lambda: (0, processes))))  # can a batch be had?
     torch.manual_seed(fold_seed(config.seed, 1))
     model = make(config.model.net, image_shape=data.image_shape, num_classes=data.num_classes)
+    if config.init is not None and config.resume is None:
+        start_from(model, config.init, config.fresh)
     module = make(config.task, model=model)
     make_pipeline(config, model, data).check()
     model.train()  # a pipeline is made for use, and switches to evaluation
@@ -283,9 +285,9 @@ def save_log(folder: Path) -> None:
     save_figure(show_curves({name: tuple(zip(*points)) for name, points in curves.items() if points}, "step", "loss", logy=True), folder / "loss.png")
 
 # %% ../nbs/16_commands.ipynb #0314e2eb
-SHOWN = {"conditional_accuracy": "conditional accuracy at s={guidance_scale:g}", "fd": "classifier-FD at s=1", "fd_floor": "  its floor, real against real",
+SHOWN = {"conditional_accuracy": "conditional accuracy at s={guidance_scale:g}", "fd": "classifier-FD at s={fd_guidance_scale:g}", "fd_floor": "  its floor, real against real",
          "memorisation": "copies of training images, share", "memorisation_floor": "  among held-out real images",
-         "coverage": "coverage at s=1", "coverage_floor": "  its floor", "diversity": "within-class diversity ÷ real, at s={guidance_scale:g}",
+         "coverage": "coverage at s={fd_guidance_scale:g}", "coverage_floor": "  its floor", "diversity": "within-class diversity ÷ real, at s={guidance_scale:g}",
          "accuracy": "accuracy on the test part", "accuracy_interval": "  95 % interval", "min_expert_load": "least used expert ÷ uniform load", "flops_per_step": "operations for one image and step", "flops": "operations for one image",
          "parameters": "parameters", "train_seconds": "seconds of training"}
 

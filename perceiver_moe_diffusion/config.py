@@ -225,6 +225,8 @@ class TrainConfig:
     seed: int = bounded(0, 0)
     run_dir: str | None = None
     resume: str | None = None
+    init: str | None = None
+    fresh: list[str] = field(default_factory=list)
     ema_decay: float = bounded(0.999, 0, 1)
     checkpoint_every: int = bounded(200, 1)
 

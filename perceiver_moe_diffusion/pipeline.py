@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALLOWED', 'FORMAT', 'VERSION', 'HEADER', 'LARGEST', 'to_plain', 'from_plain', 'build', 'Pipeline', 'save_pipeline',
            'one_line', 'no_constant', 'read_config', 'read_weights', 'sketching', 'check_weights', 'load_pipeline',
-           'kind_of', 'pretrained_folders', 'pretrained_folder', 'from_pretrained']
+           'kind_of', 'start_from', 'pretrained_folders', 'pretrained_folder', 'from_pretrained']
 
 # %% ../nbs/13_pipeline.ipynb #931dc29f
 import json
@@ -276,6 +276,25 @@ def kind_of(about: dict, extra: Iterable[Any]) -> type:
     kinds, named = {kind.__name__: kind for kind in (Pipeline, ClassifierPipeline, *extra)}, about.get("pipeline", "Pipeline")
     require(named in kinds, f"a pipeline of the kind {named!r}", ", ".join(sorted(kinds)))
     return kinds[named]
+
+# %% ../nbs/13_pipeline.ipynb #2699dc38
+def start_from(
+    model: nn.Module,             # gets the weights
+    folder: Path | str,           # a run folder, or any folder with the two files
+    fresh: Sequence[str] = (),    # parts of the model that keep the weights they have, e.g. "core.head"
+) -> None:
+    "Give a model the weights of a trained one that has the same parts."
+    path, own, inside = Path(folder) / "model.safetensors", model.state_dict(), lambda name: any(f"{name}.".startswith(f"{part}.") for part in fresh)
+    read_config(path.with_name("config.json"))
+    for part in fresh:
+        require(any(f"{name}.".startswith(f"{part}.") for name in own), f"fresh=[{part}]", "parts of the model, such as " + ", ".join(name for name, _ in model.named_children()))
+    given = {name: weight for name, weight in read_weights(path).items() if not inside(name)}
+    shape = lambda weights, name: list(weights[name].shape) if name in weights else "missing"
+    for name in sorted({*given, *(name for name in own if not inside(name))}):
+        require(shape(given, name) == shape(own, name), f"init={folder}, where {name} is {shape(given, name)} and here {shape(own, name)},", "a run of the same model",
+                f"Give the model settings of that run, or let the part start anew: fresh=[{name.rpartition('.')[0]}].")
+        require(bool(given[name].isfinite().all()), f"init={folder}, where {name} has NaN or infinite values,", "finite weights")
+    model.load_state_dict({**own, **given})
 
 # %% ../nbs/13_pipeline.ipynb #27f748a6
 def pretrained_folders() -> dict[str, Path]:  # name -> folder

@@ -31,6 +31,7 @@ from perceiver_moe_diffusion.commands import same_data
 from perceiver_moe_diffusion.commands import same_settings
 from perceiver_moe_diffusion.commands import sample
 from perceiver_moe_diffusion.commands import save_log
+from perceiver_moe_diffusion.commands import save_model
 from perceiver_moe_diffusion.commands import saved_settings
 from perceiver_moe_diffusion.commands import sweep_table
 from perceiver_moe_diffusion.commands import train
@@ -73,6 +74,17 @@ def test_what_a_library_refuses_becomes_one_line():
 def test_the_seed_decides_the_first_weights():
     weights = lambda seed: build(changed({"seed": seed})).module.model.core.latents
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path):
+    first = build(changed({"seed": 1}))
+    save_model(changed({"seed": 1}), first, tmp_path)
+    second = build(changed({"seed": 2, "init": str(tmp_path), "fresh": ["core.decoder"]})).module.model
+    own = build(changed({"seed": 2})).module.model.state_dict()
+    for name, weight in second.state_dict().items():
+        assert torch.equal(weight, own[name] if name.startswith("core.decoder.") else first.module.model.state_dict()[name])
+    with pytest.raises(UserError, match="core.latents is .*a run of the same model"):
+        build(changed({"init": str(tmp_path), "model.net.core.num_latents": 9}))
 
 
 @pytest.fixture

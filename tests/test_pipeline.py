@@ -17,6 +17,7 @@ from perceiver_moe_diffusion.pipeline import from_pretrained
 from perceiver_moe_diffusion.pipeline import load_pipeline
 from perceiver_moe_diffusion.pipeline import pretrained_folders
 from perceiver_moe_diffusion.pipeline import save_pipeline
+from perceiver_moe_diffusion.pipeline import start_from
 from perceiver_moe_diffusion.pipeline import to_plain
 from safetensors.torch import load_file
 from safetensors.torch import save_file
@@ -157,6 +158,40 @@ def test_loading_leaves_the_global_random_numbers_alone(saved):
     torch.manual_seed(5)
     load_pipeline(saved)
     assert torch.equal(torch.rand(3), expected)
+
+
+def untrained(settings=SETTINGS):
+    "A model whose weights are all 0."
+    model = parts(settings)[0]
+    with torch.no_grad():
+        for weight in model.parameters(): weight.zero_()
+    return model
+
+
+def test_a_model_goes_on_from_the_weights_of_another(saved):
+    trained, model = load_pipeline(saved).model, untrained()
+    start_from(model, saved)
+    assert all(torch.equal(weight, trained.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_part_that_is_fresh_keeps_its_own_weights(saved):
+    trained, model = load_pipeline(saved).model, untrained()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    start_from(model, saved, ["core.stages"])
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, (before if name.startswith("core.stages.") else trained.state_dict())[name])
+
+
+def test_a_model_with_other_parts_cannot_go_on(saved):
+    smaller = copy.deepcopy(SETTINGS)
+    smaller["model"]["core"]["num_latents"] = 3
+    model = untrained(smaller)
+    with pytest.raises(UserError, match=r"where core.latents is \[\d+, \d+\] and here \[3, \d+\], .*fresh=\[core\]"):
+        start_from(model, saved)
+    with pytest.raises(UserError, match=r"fresh=\[cor\] .*parts of the model, such as .*core"):
+        start_from(model, saved, ["cor"])
+    with pytest.raises(UserError, match="There is no model at"):
+        start_from(model, saved / "elsewhere")
 
 
 def edit(folder, where, value):
