@@ -209,7 +209,8 @@ class ClassifyConfig(TaskConfig):
 class EvaluationConfig(Node):
     samples_per_class: int = bounded(100, 1, 100000)  # for the conditional accuracy
     guidance_scale: float = bounded(2.0, 0, 1000)     # at which it is measured
-    max_fd_images: int = bounded(2000, 10)            # images at s = 1 for the distances; at most as many as the test part has
+    fd_guidance_scale: float = bounded(1.0, 0, 1000)  # for the distances
+    max_fd_images: int = bounded(2000, 10)            # images for the distances; at most as many as the test part has
     classifier_steps: int = bounded(800, 1)
     seed: int = bounded(0, 0)
 

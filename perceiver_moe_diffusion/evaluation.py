@@ -53,7 +53,8 @@ def evaluate(
     data: ImageDataModule,           # whose training part the model was trained on
     samples_per_class: int = 100,    # at `guidance_scale`, for the conditional accuracy
     guidance_scale: float = 2.0,
-    max_fd_images: int = 2000,       # at s = 1, for the distances; at most as many as the test part holds
+    fd_guidance_scale: float = 1.0,  # for the distances; 0 for a model that was trained without labels
+    max_fd_images: int = 2000,       # at this scale; at most as many as the test part holds
     classifier_steps: int = 800,
     seed: int = 0,
     folder: Path | None = None,      # gets the pictures of `save_pictures`; None: no pictures
@@ -66,13 +67,13 @@ def evaluate(
     guided_labels = torch.arange(data.num_classes).repeat_interleave(samples_per_class)
     guided = pipeline.sample(guided_labels, seed=fold_seed(seed, 5), guidance_scale=guidance_scale)
     _, labels = random_part(data, "test", max_fd_images, seed)
-    conditional = pipeline.sample(labels, seed=fold_seed(seed, 6), guidance_scale=1.0)
+    conditional = pipeline.sample(labels, seed=fold_seed(seed, 6), guidance_scale=fd_guidance_scale)
     load = measured_load(pipeline, data, seed=seed)
     if folder is not None:
         save_pictures(folder, pipeline, load.tolist(), seed=seed)
     return {**quality(classifier, data, (guided, guided_labels), (conditional, labels), seed),
             "min_expert_load": float(load.min()), "expert_load": load.tolist(),
-            "guidance_scale": guidance_scale, "steps": pipeline.sampler.steps,
+            "guidance_scale": guidance_scale, "fd_guidance_scale": fd_guidance_scale, "steps": pipeline.sampler.steps,
             "flops_per_step": measured_flops(pipeline, data, seed=seed),
             "parameters": sum(p.numel() for p in pipeline.model.parameters()),
             "evaluate_seconds": time.perf_counter() - started}

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from . import adapters, attention, diffusion as diffusion_module, experts, mixture_of_denoisers, moe, perceiver, sampling
+from . import adapters, attention, diffusion as diffusion_module, experts, meme, mixture_of_denoisers, moe, perceiver, sampling
 from .classifier import Classifier, ClassifierPipeline
 from .core import UserError, atomic_write, require
 from .denoiser import Denoiser
@@ -36,6 +36,7 @@ ALLOWED = (  # what a model file may ask for; anything else is refused
     perceiver.PerceiverIO, attention.Dense, moe.build_moe, moe.MLPExpert,
     moe.TopKRouter, moe.NoisyTopKRouter, moe.BiasBalancedRouter, experts.ConvExpert, experts.AttentionExpert, experts.RecurrentExpert,
     mixture_of_denoisers.MixtureOfDenoisers, mixture_of_denoisers.IntervalRouter, mixture_of_denoisers.NoiseRouter, mixture_of_denoisers.LabelRouter,
+    meme.Upscaler,
     Diffusion, diffusion_module.linear, diffusion_module.cosine, diffusion_module.sigmoid,
     sampling.DDPM, sampling.DDIM, sampling.DPMSolverPP,
 )
@@ -273,7 +274,7 @@ def load_pipeline(
 
 def kind_of(about: dict, extra: Iterable[Any]) -> type:
     "The class of pipeline that a file names; a file that names none holds what draws images."
-    kinds, named = {kind.__name__: kind for kind in (Pipeline, ClassifierPipeline, *extra)}, about.get("pipeline", "Pipeline")
+    kinds, named = {kind.__name__: kind for kind in (Pipeline, ClassifierPipeline, meme.UpscalerPipeline, *extra)}, about.get("pipeline", "Pipeline")
     require(named in kinds, f"a pipeline of the kind {named!r}", ", ".join(sorted(kinds)))
     return kinds[named]
 

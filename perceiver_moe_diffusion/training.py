@@ -169,7 +169,11 @@ class DiffusionModule(TrainingModule):
         rank, processes = self.trainer.global_rank, self.trainer.world_size
         generator = torch.Generator().manual_seed(fold_seed(self.seed, stream, batch.step))
         draw = self.diffusion.draw(len(batch.input) * processes, batch.input.shape[1:], generator)
-        return self.diffusion.loss(self.model, batch.input, batch.label, draw.share(rank, processes))
+        return self.diffusion.loss(self.denoiser(batch), batch.input, batch.label, draw.share(rank, processes))
+
+    def denoiser(self, batch: Batch) -> Callable:
+        "What denoises this batch; a task whose model sees more than the noisy images says so here."
+        return self.model
 
 # %% ../nbs/10_training.ipynb #e6ecfcaa
 class StopOnCtrlC(Callback):

@@ -1,6 +1,7 @@
 # Made from nbs/15_evaluation.ipynb by `pmd-dev tests`. Edit the notebook.
 import functools
 import json
+import pytest
 import torch
 from matplotlib import image as pictures
 from perceiver_moe_diffusion.adapters import ConvAdapter
@@ -64,7 +65,7 @@ def test_a_dense_model_has_one_expert_that_is_always_used():
 FLOORS = ["fd_floor", "density_floor", "coverage_floor", "memorisation_floor", "nearest_distance_floor", "classifier_accuracy_on_test"]
 FIGURES = ["conditional_accuracy", "conditional_accuracy_interval", "conditional_accuracy_by_class", "conditional_accuracy_s1", "fd", "fd_images",
            "density", "coverage", "memorisation", "nearest_distance", "diversity", "diversity_s1", "min_expert_load", "expert_load",
-           "guidance_scale", "steps", "flops_per_step", "parameters", "evaluate_seconds"]
+           "guidance_scale", "fd_guidance_scale", "steps", "flops_per_step", "parameters", "evaluate_seconds"]
 QUICK = dict(samples_per_class=6, max_fd_images=60, classifier_steps=25)
 
 
@@ -102,6 +103,16 @@ def test_the_same_seed_gives_the_same_figures():
     drop = lambda results: {name: value for name, value in results.items() if name != "evaluate_seconds"}
     assert drop(evaluate(pipeline, data, **QUICK)) == drop(measured())
     assert drop(evaluate(pipeline, data, **QUICK, seed=1)) != drop(measured())
+
+
+def test_distances_are_measured_at_the_scale_that_is_asked_for():
+    data, pipeline = tiny()
+    asked = []
+    sample = lambda labels, seed=0, **changes: asked.append(changes["guidance_scale"]) or Pipeline.sample(pipeline, labels, seed, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "sample", sample)
+        results = evaluate(pipeline, data, **QUICK, fd_guidance_scale=0.0)
+    assert asked == [2.0, 0.0] and results["fd_guidance_scale"] == 0.0 and results["fd"] != measured()["fd"]
 
 
 def test_no_more_images_are_compared_than_the_test_part_holds():
