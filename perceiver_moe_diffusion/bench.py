@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FIRST_PICTURE', 'BENCHMARKS', 'take_turns', 'forward_backward', 'row', 'bench_moe', 'ShortestBlock',
            'ShortestPerceiver', 'perceiver_step', 'bench_perceiver', 'PlainTransformer', 'cost_against_inputs',
-           'bench_inputs', 'bench_memory', 'trivial_model', 'bench_sampling', 'seconds_of', 'steps_after_stop',
-           'bench_explorer', 'as_table', 'pmd_bench', 'run_benchmarks']
+           'bench_inputs', 'bench_memory', 'bench_mixture', 'trivial_model', 'bench_sampling', 'seconds_of',
+           'steps_after_stop', 'bench_explorer', 'as_table', 'pmd_bench', 'run_benchmarks']
 
 # %% ../nbs/23_bench.ipynb #a554063a
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from .attention import Block, Dense
-from .core import UserError, atomic_write, keep_memory, machine, require
+from .commands import build, write_json, write_table
+from .config import load_config
+from .core import UserError, keep_memory, machine, require
 from .diffusion import Diffusion
 from .guidance_explorer import Panel, Wish
 from .moe import MLPExpert, build_moe
@@ -173,6 +176,26 @@ def bench_memory(rounds: int = 15) -> list[dict]:
     return [row("Perceiver step, glibc's default ÷ keep_memory()", default / kept, "× faster with it", None,
                 f"{default * 1e3:.0f} ms against {kept * 1e3:.0f} ms, batch 4")]
 
+# %% ../nbs/23_bench.ipynb #5425253b
+def bench_mixture(rounds: int = 15) -> list[dict]:
+    "64 images by a mixture of four denoisers (experiment=mixture_of_diffusion_experts): a step in use, and one in training."
+    data, module = build(load_config(["experiment=mixture_of_diffusion_experts"]))
+    mixture, label = module.model.eval(), torch.arange(64) % (data.num_classes + 1)
+    images, t = torch.randn(64, *data.image_shape), torch.arange(64) * 10
+
+    def asking(top_k: int, step: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            mixture.router.top_k = top_k
+            step()
+        return run
+
+    rows = []
+    for name, step in (("in use", torch.no_grad()(lambda: mixture(images, t, label))), ("in training", forward_backward(mixture, images, t, label))):
+        seconds = take_turns({k: asking(k, step) for k in (1, 2, 4)}, rounds)
+        rows += [row(f"mixture of denoisers, {k} of 4 experts, a step {name}", seconds[k] / seconds[4], "× dense ensemble", None,
+                     f"{seconds[k] * 1e3:.0f} ms, batch 64") for k in (1, 2, 4)]
+    return rows
+
 # %% ../nbs/23_bench.ipynb #7039b5d2
 def trivial_model(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     "A denoiser that costs nothing: it answers with what it was given."
@@ -249,8 +272,8 @@ def bench_explorer(rounds: int = 15) -> list[dict]:
             row("explorer: steps taken after Stop", steps_after_stop(panel), "steps", 1)]
 
 # %% ../nbs/23_bench.ipynb #34fe3832
-BENCHMARKS = {"moe": bench_moe, "perceiver": bench_perceiver, "inputs": bench_inputs, "memory": bench_memory, "sampling": bench_sampling,
-              "explorer": bench_explorer}
+BENCHMARKS = {"moe": bench_moe, "perceiver": bench_perceiver, "inputs": bench_inputs, "memory": bench_memory, "mixture": bench_mixture,
+              "sampling": bench_sampling, "explorer": bench_explorer}
 
 
 def as_table(rows: Sequence[dict]) -> str:
@@ -263,7 +286,7 @@ def as_table(rows: Sequence[dict]) -> str:
 
 
 def pmd_bench(arguments: Sequence[str] | None = None) -> None:
-    "`pmd-bench [only=NAME] [rounds=N] [json=FILE]`: all benchmarks as a table, then as JSON."
+    "`pmd-bench [only=NAME] [rounds=N] [json=FILE]`: all benchmarks as a table, then as JSON; the FILE gets a table (.csv) beside it."
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     usage = f"only={'|'.join(BENCHMARKS)}, rounds=N, json=FILE"
     try:
@@ -279,13 +302,15 @@ def pmd_bench(arguments: Sequence[str] | None = None) -> None:
         require(rounds.isdigit() and int(rounds) > 0, f"rounds={rounds}", "1 or more")
         target = Path(given["json"]) if "json" in given else None
         require(target is None or target.parent.is_dir(), f"json={target}", "a file in a folder that exists")
+        started = time.perf_counter()
         results = run_benchmarks(chosen, int(rounds))
         print(as_table(results["rows"]))
         text = json.dumps(results, indent=2)
         print(text)
         if target:
-            with atomic_write(target) as file:
-                file.write_text(text + "\n")
+            write_table(target.with_suffix(".csv"), results["rows"])
+            facts = {"command": shlex.join(["pmd-bench", *(a for a in arguments if not a.startswith("json="))]), "seconds": time.perf_counter() - started, "made": results["machine"]}
+            write_json(target, {**facts, **results})
     except UserError as error:
         print(f"pmd-bench: {error}", file=sys.stderr)
         raise SystemExit(2) from None

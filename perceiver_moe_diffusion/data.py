@@ -104,8 +104,9 @@ def only(
     number = torch.full((known,), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))[data.labels]
     kept = number >= 0
     place = kept.cumsum(0) - 1
+    end = len(kept) - data.official_test
     smaller = data._replace(pixels=data.pixels[kept], labels=number[kept], class_names=[data.class_names[c] for c in classes],
-                            official_test=int(kept[len(kept) - data.official_test:].sum()))
+                            official_test=int(kept[end:].sum()), official_val=int(kept[end - data.official_val:end].sum()))
     return smaller, [place[part[kept[part]]] for part in parts]
 
 # %% ../nbs/01_data.ipynb #c0b956ea

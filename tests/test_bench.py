@@ -5,6 +5,7 @@ import torch
 from perceiver_moe_diffusion.bench import ShortestPerceiver
 from perceiver_moe_diffusion.bench import pmd_bench
 from perceiver_moe_diffusion.perceiver import PerceiverIO
+from perceiver_moe_diffusion.results import read_results
 
 
 def test_the_shortest_perceiver_is_the_same_mathematics():
@@ -40,5 +41,7 @@ def test_the_table_and_the_json_hold_the_same_rows(tmp_path, capsys):
     pmd_bench(["only=sampling", "rounds=1", f"json={tmp_path / 'bench.json'}"])
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert len(rows) == 3 and all(r["value"] > 0 for r in rows)
+    kept = read_results("bench", tmp_path)
+    assert [r["name"] for r in kept.rows] == [r["name"] for r in rows] and kept.facts["command"] == "pmd-bench only=sampling rounds=1"
     printed = capsys.readouterr().out
     assert all(r["name"] in printed for r in rows)
