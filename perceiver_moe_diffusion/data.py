@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageSet', 'digits', 'split', 'few', 'only', 'Batch', 'epoch_order', 'StepLoader', 'CropFlip', 'torchvision_error',
            'import_torchvision', 'hide_broken_torchvision', 'torchvision_set', 'find_or_download', 'mnist',
-           'fashion_mnist', 'cifar10', 'image_folder', 'find_images', 'load_item', 'ImageDataModule']
+           'fashion_mnist', 'cifar10', 'image_folder', 'find_images', 'load_item', 'resized', 'ImageDataModule']
 
 # %% ../nbs/01_data.ipynb #167ba481
 from functools import lru_cache
@@ -312,6 +312,24 @@ def load_item(folder, index: int) -> tuple[torch.Tensor, int]:
         return folder[index]
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for some broken PNG files
         raise UserError(f"{folder.samples[index][0]} cannot be read as an image ({error}). Remove it or replace it.") from error
+
+# %% ../nbs/01_data.ipynb #619979ac
+def resized(
+    root: str | None,                  # folder of the data
+    dataset: Callable[..., ImageSet],  # dataset(root), e.g. `mnist`
+    size: int,                         # pixels a side
+    grey: bool = False,                # make colours grey
+) -> ImageSet:                         # [N, 1 or 3, size, size], with the levels it had
+    "Another data set's images in another size, without cropping."
+    require(isinstance(size, int) and size >= 1, f"data.dataset.size={size}", "a whole number, 1 or more")
+    data, brightness = dataset(root), torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+
+    def smaller(pixels: torch.Tensor) -> torch.Tensor:  # [n, C, H, W] uint8
+        pixels = pixels.float()
+        pixels = (pixels * brightness).sum(1, keepdim=True) if grey and pixels.shape[1] == 3 else pixels
+        return F.interpolate(pixels, (size, size), mode="area").round().to(torch.uint8)
+
+    return data._replace(pixels=torch.cat([smaller(part) for part in data.pixels.split(5000)]))
 
 # %% ../nbs/01_data.ipynb #99c0a057
 class ImageDataModule(LightningDataModule):

@@ -22,6 +22,7 @@ from perceiver_moe_diffusion.data import few
 from perceiver_moe_diffusion.data import image_folder
 from perceiver_moe_diffusion.data import mnist
 from perceiver_moe_diffusion.data import only
+from perceiver_moe_diffusion.data import resized
 from perceiver_moe_diffusion.data import split
 from perceiver_moe_diffusion.data import torchvision_error
 from types import SimpleNamespace
@@ -418,6 +419,22 @@ def test_a_broken_image_is_named(damage, tmp_path):
     broken.write_bytes(damage(broken.read_bytes()))
     with pytest.raises(UserError, match="square.40x40.png cannot be read as an image"):
         image_folder(str(tmp_path))
+
+
+def test_a_smaller_pixel_is_the_mean_of_what_it_covers():
+    data, small = digits(), resized(None, digits, 4)
+    means = data.pixels.float().unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    torch.testing.assert_close(small.pixels.float(), means.round())
+    assert (small.labels is data.labels or torch.equal(small.labels, data.labels)) and small.levels == data.levels
+
+
+def test_a_colour_becomes_its_brightness():
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [90, 90, 90]], dtype=torch.uint8).view(4, 3, 1, 1).expand(-1, -1, 6, 6)
+    data = lambda root: ImageSet(colours, torch.arange(4), list("rgbw"), 256)
+    assert resized(None, data, 3, grey=True).pixels[:, 0, 2, 2].tolist() == [76, 150, 29, 90]
+    assert resized(None, data, 3).pixels.shape == (4, 3, 3, 3)
+    with pytest.raises(UserError, match="data.dataset.size=0"):
+        resized(None, data, 0)
 
 
 def as_process(module: ImageDataModule, rank: int = 0, processes: int = 1, step: int = 0, accumulate: int = 1) -> ImageDataModule:
