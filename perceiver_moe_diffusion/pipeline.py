@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from . import adapters, attention, diffusion as diffusion_module, experts, meme, mixture_of_denoisers, moe, perceiver, sampling
+from . import adapters, attention, diffusion as diffusion_module, experts, meme, mixture_of_denoisers, moe, perceiver, sampling, texts
 from .classifier import Classifier, ClassifierPipeline
 from .core import UserError, atomic_write, require
 from .denoiser import Denoiser
@@ -32,7 +32,7 @@ from .sampling import NoiseStream, Sampler, Step, timesteps
 # %% ../nbs/13_pipeline.ipynb #1ee765c1
 ALLOWED = (  # what a model file may ask for; anything else is refused
     Denoiser, Classifier, adapters.ConvAdapter, adapters.PatchAdapter, adapters.InputQuery, adapters.PositionQuery, adapters.LearnedQuery,
-    adapters.ImagePreprocessor, adapters.ConvPreprocessor, adapters.Projected, adapters.TextPreprocessor, adapters.MultiModalPreprocessor,
+    adapters.ImagePreprocessor, adapters.ConvPreprocessor, adapters.Projected, adapters.TextPreprocessor, adapters.MultiModalPreprocessor, texts.text_preprocessor, texts.ImageAndText,
     perceiver.PerceiverIO, attention.Dense, moe.build_moe, moe.MLPExpert,
     moe.TopKRouter, moe.NoisyTopKRouter, moe.BiasBalancedRouter, experts.ConvExpert, experts.AttentionExpert, experts.RecurrentExpert,
     mixture_of_denoisers.MixtureOfDenoisers, mixture_of_denoisers.IntervalRouter, mixture_of_denoisers.NoiseRouter, mixture_of_denoisers.LabelRouter,
