@@ -7,6 +7,7 @@ __all__ = ['neighbours', 'grid_neighbours', 'ConvExpert', 'pack', 'AttentionExpe
            'Operations']
 
 # %% ../nbs/04b_experts.ipynb #55cd8d3e
+import math
 from typing import Any, Callable, Sequence
 
 import torch
@@ -38,7 +39,7 @@ def grid_neighbours(
 ) -> torch.Tensor:        # [N, 3^d] long
     "Who stands beside whom on one grid."
     require(len(grid) >= 1 and all(isinstance(n, int) and n >= 1 for n in grid), f"grid={tuple(grid)}", "one whole number or more, each 1 or more")
-    places = torch.arange(torch.tensor(grid).prod()).view(*grid)
+    places = torch.arange(math.prod(grid)).view(*grid)
     padded = F.pad(places, [1, 1] * len(grid), value=-1)
     for axis in range(len(grid)):
         padded = padded.unfold(axis, 3, 1)

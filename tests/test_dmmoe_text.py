@@ -14,6 +14,7 @@ from perceiver_moe_diffusion.dmmoe_text import judge_questions
 from perceiver_moe_diffusion.dmmoe_text import modality_of_rows
 from perceiver_moe_diffusion.dmmoe_text import split_between
 from perceiver_moe_diffusion.dmmoe_text import tokens_by_expert
+from perceiver_moe_diffusion.pipeline import load_pipeline
 from perceiver_moe_diffusion.texts import best_without
 from perceiver_moe_diffusion.training import EMA
 from torch.testing import assert_close
@@ -76,7 +77,6 @@ class Oracle:
     "Knows the answers to the questions whose kind it is good at, and says no to all others."
     def __init__(self, data, kinds):
         self.data, self.kinds, self.class_names = data, kinds, data.class_names
-        digits_of = {tuple(image.flatten().tolist()): i for i, image in enumerate(data.pixels[:, 0])}
         self.answers = data.labels[-data.official_test:]
 
     def predict(self, inputs, batch_size=250):
@@ -118,8 +118,6 @@ def test_training_changes_every_expert_and_the_blind_model_stays_at_its_ceiling(
 
 
 def test_a_trained_model_is_saved_and_read_again(tmp_path):
-    from perceiver_moe_diffusion.commands import save_model
-    from perceiver_moe_diffusion.pipeline import load_pipeline
     config = load_config(["experiment=dmmoe_questions", *SMALL])
     parts = build(config)
     pipeline, inputs = save_model(config, parts, tmp_path), parts.data.data.inputs(slice(0, 8))
@@ -127,7 +125,6 @@ def test_a_trained_model_is_saved_and_read_again(tmp_path):
 
 
 def test_pretrained_weights_are_taken_over_and_the_head_is_not(tmp_path):
-    from perceiver_moe_diffusion.commands import save_model
     short = ("data.dataset.max_length=24", "moe.grid=[24]", "model.num_latents=4", "model.dim=16", "model.query_dim=16", "model.num_heads=2")
     config = load_config(["experiment=dmmoe_language_pretraining", *short])
     first = build(config)

@@ -71,6 +71,11 @@ def test_an_image_and_a_text_in_one_sequence_are_two_convolutions():
     assert_close(both(*everywhere(x)).view(2, 10, 6), expected)
 
 
+def test_an_expert_with_a_grid_can_be_sketched_without_memory():
+    with torch.device("meta"):  # as a saved model is, before its weights are read
+        assert ConvExpert(6, [(2, 3), (4,)]).kernel.shape == (12, 6)
+
+
 def test_a_sequence_that_is_not_the_grid_is_refused():
     with pytest.raises(UserError, match=r"12 tokens .* grid \(2, 3\) and \(4,\) .* 10 tokens"):
         ConvExpert(6, [[2, 3], [4]])(*everywhere(torch.randn(1, 12, 6)))
