@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ImageSet', 'digits', 'split', 'few', 'only', 'Batch', 'epoch_order', 'StepLoader', 'CropFlip', 'torchvision_error',
            'import_torchvision', 'hide_broken_torchvision', 'torchvision_set', 'find_or_download', 'mnist',
-           'fashion_mnist', 'cifar10', 'image_folder', 'find_images', 'load_item', 'resized', 'ImageDataModule']
+           'fashion_mnist', 'cifar10', 'image_folder', 'read_folder', 'find_images', 'load_item', 'resized',
+           'ImageDataModule']
 
 # %% ../nbs/01_data.ipynb #167ba481
 from functools import lru_cache
@@ -279,11 +280,19 @@ def image_folder(
     channels: int = 3,    # 3: RGB, 1: grey
 ) -> ImageSet:            # [N, channels, image_size, image_size], 256 levels
     "Any folder of class folders, read with torchvision's `ImageFolder`."
-    datasets, transforms = import_torchvision()
+    import_torchvision()  # refused here, before anything is looked for
     folder = None if root is None else Path(root).expanduser()
     require(folder is not None and folder.is_dir(), f"data.root={root}", "a folder that holds one folder of images per class")
     require(isinstance(image_size, int) and image_size >= 1, f"data.image_size={image_size}", "a whole number, 1 or more")
     require(channels in (1, 3), f"data.channels={channels}", "1 (grey) or 3 (RGB)")
+    state = tuple((str(path), (about := path.stat()).st_mtime_ns, about.st_size) for path in sorted(folder.rglob("*")))
+    return read_folder(folder, image_size, channels, hash(state))
+
+
+@lru_cache(maxsize=1)  # a sweep reads the files once
+def read_folder(folder: Path, image_size: int, channels: int, state: int) -> ImageSet:
+    "The images of an `image_folder`; `state` is another number when any file has changed."
+    datasets, transforms = import_torchvision()
     colours = [transforms.Grayscale()] if channels == 1 else []
     to_tensor = transforms.Compose([transforms.Resize(image_size), transforms.CenterCrop(image_size), *colours, transforms.PILToTensor()])
     separate = {path.name for path in folder.iterdir() if path.is_dir()} == {"train", "test"}

@@ -421,6 +421,15 @@ def test_a_broken_image_is_named(damage, tmp_path):
         image_folder(str(tmp_path))
 
 
+def test_a_folder_is_read_once_and_again_when_it_has_changed(tmp_path):
+    write_pictures(tmp_path, sizes=[(8, 8)] * 3)
+    first = image_folder(str(tmp_path), 8, 3)
+    assert image_folder(str(tmp_path), 8, 3) is first and image_folder(str(tmp_path), 4, 3).shape == (3, 4, 4)
+    file = sorted(path for path in tmp_path.rglob("*") if path.is_file())[0]
+    file.with_name("another" + file.suffix).write_bytes(file.read_bytes())
+    assert len(image_folder(str(tmp_path), 8, 3).labels) == len(first.labels) + 1
+
+
 def test_a_smaller_pixel_is_the_mean_of_what_it_covers():
     data, small = digits(), resized(None, digits, 4)
     means = data.pixels.float().unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
