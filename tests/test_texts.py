@@ -135,7 +135,7 @@ def test_every_answer_is_right_and_balanced_in_every_part():
     data = digit_questions(training=100, validation=20, test=40)
     digit = digits().labels[data.pairs]
     train, val, test = split(data, 0.1, 0.2, seed=3)
-    assert [len(part) for part in (train, val, test)] == [1000, 200, 400]
+    assert [len(part) for part in (train, val, test)] == [700, 140, 280]
     for number, question in enumerate(QUESTIONS):
         for part in (train, val, test):
             mine = part[data.question[part] == number]
@@ -162,7 +162,7 @@ def test_the_image_is_the_two_digits_side_by_side():
 
 def test_the_best_without_one_half_is_what_counting_gives():
     best = best_without()
-    assert best["image"] == pytest.approx((6 / 2 + 4 / 10) / 10)
+    assert best["image"] == pytest.approx((3 / 2 + 4 / 10) / 7)
     data = digit_questions(training=20_000, validation=20, test=20)
     train, _, _ = split(data, 0.1, 0.2, seed=0)
     pair = digits().labels[data.pairs[train]] @ torch.tensor([10, 1])
@@ -191,7 +191,7 @@ def test_texts_and_questions_come_in_batches_like_images():
     whole, half = (StepLoader(asked.data, asked.train_index, 8, 0).batch(2, *share) for share in ((0, 1), (1, 2)))
     assert {name: tuple(value.shape) for name, value in whole.input.items()} == {"image": (8, 1, 8, 16), "text": (8, 24)}
     assert all(torch.equal(half.input[name], whole.input[name][4:]) for name in whole.input)
-    assert asked.image_shape == (1, 8, 16, 24) and len(asked.part("test")[0]["text"]) == 200
+    assert asked.image_shape == (1, 8, 16, 24) and len(asked.part("test")[0]["text"]) == 140
 
 
 def test_what_is_not_shown_has_no_influence():
