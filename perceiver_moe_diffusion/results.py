@@ -115,7 +115,7 @@ def table_of(
         if mean is None:
             return "—"
         number = lambda value: f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-        return number(mean.value) if mean.low == mean.high or np.isnan(mean.low) else f"{number(mean.value)} [{number(mean.low)}, {number(mean.high)}]"
+        return number(mean.value) if number(mean.low) == number(mean.high) or np.isnan(mean.low) else f"{number(mean.value)} [{number(mean.low)}, {number(mean.high)}]"
 
     lines = [["", *names.values()]]
     for setting, of in compared.items():
