@@ -69,7 +69,7 @@ def show_predictions(
     confidence, predicted = probs.max(dim=-1)
     rows = -(-len(images) // columns)
     with house_style():
-        figure, grid = plt.subplots(rows, columns, figsize=(0.95 * columns, 1.25 * rows), squeeze=False)
+        figure, grid = plt.subplots(rows, columns, figsize=(0.95 * columns, 1.45 * rows), squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
         for axes, image, label, said, sure in zip(grid.flat, images, labels.tolist(), predicted.tolist(), confidence.tolist()):
