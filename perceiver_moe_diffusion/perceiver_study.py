@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['costs', 'confusion', 'show_confusion', 'show_predictions', 'read_by_the_question', 'show_reading', 'routings_of',
-           'classify']
+           'mixtures', 'classify']
 
 # %% ../nbs/25_perceiver_study.ipynb #f926e9ab
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from torch import nn
 
 from .attention_maps import as_maps, draw_image, record_attention
 from .classifier import Classifier, ClassifierPipeline, parts
@@ -20,7 +21,7 @@ from .core import require
 from .experts import count_flops
 from .figures import expert_load, house_style, save_figure, show_load
 from .metrics import bootstrap_mean, random_part
-from .moe import Routing
+from .moe import MoE, Routing
 from .perceiver import PerceiverIO
 
 # %% ../nbs/25_perceiver_study.ipynb #7268d9a9
@@ -117,6 +118,11 @@ def routings_of(pipeline: ClassifierPipeline, inputs: torch.Tensor | dict[str, t
     return [Routing(*map(torch.cat, zip(*layer))) for layer in zip(*layers)]
 
 
+def mixtures(model: nn.Module) -> dict[str, MoE]:
+    "The mixture-of-experts layers of a model under their names, in order; none in a dense one."
+    return {name.removeprefix("core.").removesuffix(".feed_forward"): module for name, module in model.named_modules() if isinstance(module, MoE)}
+
+
 def classify(
     pipeline: ClassifierPipeline,
     data: ImageDataModule,       # whose training part the model was trained on
@@ -131,16 +137,16 @@ def classify(
     correct = (predicted == labels).double()
     accuracy, names = bootstrap_mean(correct), pipeline.class_names
     few, few_labels = random_part(data, "test", 100, seed)
-    routings = routings_of(pipeline, few)
+    routings: list[Routing] = []
+    flops = count_flops(lambda: routings.extend(routings_of(pipeline, few))) / len(few_labels)
     load = expert_load(routings) if routings else torch.ones(1, 1)  # dense: one expert, always used
     if folder is not None:
         save_figure(show_confusion(confusion(labels, predicted, len(names)), names), folder / "confusion.png")
-        save_figure(show_load(load), folder / "routing.png")
+        save_figure(show_load(load, list(mixtures(pipeline.model)) or ["dense"]), folder / "routing.png")
         if torch.is_tensor(inputs) and inputs.ndim == 4:
             save_figure(show_predictions(inputs[:32], labels[:32], probs[:32], names), folder / "predictions.png")
     return {"accuracy": accuracy.value, "accuracy_interval": accuracy[1:],
             "accuracy_by_class": {name: bootstrap_mean(correct[labels == i]) for i, name in enumerate(names) if bool((labels == i).any())},
             "confidence": float(probs.max(dim=-1).values.mean()), "test_size": len(labels),
             "min_expert_load": float(load.min()), "expert_load": load.tolist(),
-            "flops": count_flops(lambda: routings_of(pipeline, few)) / len(few_labels),
-            "parameters": sum(p.numel() for p in pipeline.model.parameters())}
+            "flops": flops, "parameters": sum(p.numel() for p in pipeline.model.parameters())}

@@ -12,7 +12,6 @@ from perceiver_moe_diffusion.dmmoe import classify_experts
 from perceiver_moe_diffusion.dmmoe import expert_costs
 from perceiver_moe_diffusion.dmmoe import influence
 from perceiver_moe_diffusion.dmmoe import kinds
-from perceiver_moe_diffusion.dmmoe import mixtures
 from perceiver_moe_diffusion.dmmoe import routing_map
 from perceiver_moe_diffusion.dmmoe import show_influence
 from perceiver_moe_diffusion.dmmoe import show_loads
@@ -24,6 +23,7 @@ from perceiver_moe_diffusion.experts import count_flops
 from perceiver_moe_diffusion.moe import MLPExpert
 from perceiver_moe_diffusion.moe import TopKRouter
 from perceiver_moe_diffusion.moe import build_moe
+from perceiver_moe_diffusion.perceiver_study import mixtures
 from perceiver_moe_diffusion.perceiver_study import routings_of
 from perceiver_moe_diffusion.results import compare
 from torch import nn

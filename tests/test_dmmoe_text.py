@@ -8,8 +8,8 @@ from perceiver_moe_diffusion.commands import quiet
 from perceiver_moe_diffusion.commands import save_model
 from perceiver_moe_diffusion.config import load_config
 from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.dmmoe import kinds
 from perceiver_moe_diffusion.dmmoe_text import accuracy_by_kind
-from perceiver_moe_diffusion.dmmoe_text import expert_names
 from perceiver_moe_diffusion.dmmoe_text import judge_questions
 from perceiver_moe_diffusion.dmmoe_text import modality_of_rows
 from perceiver_moe_diffusion.dmmoe_text import split_between
@@ -66,11 +66,6 @@ def test_latents_belong_to_no_modality():
     parts = parts_of(*SMALL, "model.input_depth=0")
     with pytest.raises(UserError, match="without input layers .* model.input_depth=1"):
         tokens_by_expert(parts.module.model, parts.data.data.inputs(slice(0, 4)))
-
-
-def test_experts_of_a_kind_are_numbered():
-    assert expert_names(parts_of(*SMALL).module.model) == ["Conv", "Attention", "Recurrent", "MLP"]
-    assert expert_names(parts_of(*SMALL, "moe.num_experts=5").module.model) == ["Conv 1", "Attention", "Recurrent", "MLP", "Conv 2"]
 
 
 class Oracle:

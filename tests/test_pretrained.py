@@ -11,6 +11,7 @@ from perceiver_moe_diffusion.pipeline import pretrained_folder
 from perceiver_moe_diffusion.pipeline import pretrained_folders
 from perceiver_moe_diffusion.pipeline import read_weights
 from perceiver_moe_diffusion.pretrained import HOW
+from perceiver_moe_diffusion.pretrained import QUICK
 from perceiver_moe_diffusion.pretrained import figures_again
 from perceiver_moe_diffusion.pretrained import judge_of
 from perceiver_moe_diffusion.pretrained import load_judge
@@ -21,10 +22,10 @@ from safetensors.torch import save_file
 
 @pytest.mark.parametrize("name", sorted(pretrained_folders()))
 def test_the_recorded_figures_come_out_again(name):
-    "From the shipped weights and the shipped judge. Another machine adds up in another order: a few images of a thousand may change sides."
-    record, again = record_of(name), figures_again(from_pretrained(name), judge_of(name))
-    assert abs(again["conditional_accuracy"] - record["conditional_accuracy"]) <= 0.004
-    assert abs(again["conditional_accuracy_s1"].value - record["conditional_accuracy_s1"][0]) <= 0.006
+    "From the shipped weights and the shipped judge. Another machine adds up in another order: an image of a hundred may change sides."
+    record, again = record_of(name)["quick"], figures_again(from_pretrained(name), judge_of(name), **QUICK)
+    assert abs(again["conditional_accuracy"] - record["conditional_accuracy"]) <= 0.011
+    assert abs(again["conditional_accuracy_s1"].value - record["conditional_accuracy_s1"][0]) <= 0.011
     for figure in ("fd", "density", "coverage"):
         assert again[figure] == pytest.approx(record[figure], rel=0.03)
     assert again["diversity"].value == pytest.approx(record["diversity"][0], rel=0.02)
@@ -47,7 +48,7 @@ def test_the_record_says_how_the_model_was_made(name):
     assert (pretrained_folder(name) / "config.yaml").is_file()
 
 
-QUICK = dict(samples_per_class=4, max_fd_images=50, classifier_steps=20)
+HASTY = dict(samples_per_class=4, max_fd_images=50, classifier_steps=20)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +59,14 @@ def shipped(tmp_path_factory):
     for name in ("config.json", "config.yaml", "model.safetensors"):
         shutil.copy(source / name, run / name)
     (run / "metrics.json").write_text(json.dumps({name: record_of("digits")[name] for name in HOW}))
-    record = ship(run, target, ImageDataModule(digits), **QUICK)
+    record = ship(run, target, ImageDataModule(digits), **HASTY)
     return target, record
 
 
 def test_a_shipped_folder_can_be_drawn_from_and_measured_again(shipped):
     target, record = shipped
     pipeline = load_pipeline(target)
-    again = figures_again(pipeline, load_judge(target, pipeline), samples_per_class=QUICK["samples_per_class"])
+    again = figures_again(pipeline, load_judge(target, pipeline), samples_per_class=HASTY["samples_per_class"])
     assert again["fd"] == pytest.approx(record["fd"], rel=1e-2)
     assert again["conditional_accuracy"] == pytest.approx(record["conditional_accuracy"], abs=0.03)
     assert sorted(p.name for p in target.iterdir()) == ["config.json", "config.yaml", "judge.safetensors", "model.safetensors", "record.json"]
