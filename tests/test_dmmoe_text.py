@@ -8,7 +8,6 @@ from perceiver_moe_diffusion.commands import quiet
 from perceiver_moe_diffusion.commands import save_model
 from perceiver_moe_diffusion.config import load_config
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.dmmoe import kinds
 from perceiver_moe_diffusion.dmmoe_text import accuracy_by_kind
 from perceiver_moe_diffusion.dmmoe_text import judge_questions
 from perceiver_moe_diffusion.dmmoe_text import modality_of_rows
@@ -70,13 +69,13 @@ def test_latents_belong_to_no_modality():
 
 class Oracle:
     "Knows the answers to the questions whose kind it is good at, and says no to all others."
-    def __init__(self, data, kinds):
-        self.data, self.kinds, self.class_names = data, kinds, data.class_names
+    def __init__(self, data, known):
+        self.data, self.known, self.class_names = data, known, data.class_names
         self.answers = data.labels[-data.official_test:]
 
     def predict(self, inputs, batch_size=250):
-        kinds = [self.data.kinds[number] for number in self.data.question[-self.data.official_test:].tolist()]
-        good = torch.tensor([kind in self.kinds for kind in kinds])
+        asked = [self.data.kinds[number] for number in self.data.question[-self.data.official_test:].tolist()]
+        good = torch.tensor([kind in self.known for kind in asked])
         return torch.nn.functional.one_hot(torch.where(good, self.answers, 0), len(self.class_names)).float()
 
 
