@@ -120,19 +120,20 @@ class LabelRouter(nn.Module):
 
 # %% ../nbs/09b_mixture_of_denoisers.ipynb #5577e291
 class ForClasses(nn.Module):
-    "A denoiser of some classes, called with the numbering of all of them."
+    "An expert that knows some of the classes, called with the numbering of all of them."
 
     def __init__(self,
-        denoiser: nn.Module,      # has `num_classes` and `null_label`
-        classes: Sequence[int],   # the numbers that its classes have here, in its own order
-        num_classes: int,         # of all
+        image_shape: Sequence[int],          # (C, H, W)
+        num_classes: int,                    # of all
+        denoiser: Callable[..., nn.Module],  # called with image_shape=…, num_classes=…: those it knows; has `num_classes` and `null_label`
+        classes: Sequence[int],              # the numbers that its classes have here, in its own order
     ):
         super().__init__()
-        require(len(classes) == denoiser.num_classes and all(0 <= c < num_classes for c in classes), f"classes={list(classes)}",
-                f"{denoiser.num_classes} numbers from 0 to {num_classes - 1}, one for each class of the denoiser")
-        self.denoiser, self.num_classes, self.null_label = denoiser, num_classes, num_classes
+        self.denoiser, self.num_classes, self.null_label = denoiser(image_shape=image_shape, num_classes=len(classes)), num_classes, num_classes
+        require(len(classes) == self.denoiser.num_classes and all(0 <= c < num_classes for c in classes), f"classes={list(classes)}",
+                f"{self.denoiser.num_classes} numbers from 0 to {num_classes - 1}, one for each class of the denoiser")
         local = torch.full((num_classes + 1,), -1)
-        local[list(classes)], local[num_classes] = torch.arange(len(classes)), denoiser.null_label
+        local[list(classes)], local[num_classes] = torch.arange(len(classes)), self.denoiser.null_label
         self.register_buffer("local", local)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -152,7 +153,8 @@ def add_expert(
     rows = [*range(old), total]  # the old classes, and \"no label\"
     table[rows, :-1], open_[rows, :-1] = asked.table.detach(), asked.open.cpu()
     open_[old:total, -1] = True
-    experts = [ForClasses(expert, range(old), total) for expert in mixture.experts] + [ForClasses(denoiser, range(old, total), total)]
+    known = lambda expert, classes: ForClasses(mixture.image_shape, total, lambda **_: expert, classes)
+    experts = [known(expert, range(old)) for expert in mixture.experts] + [known(denoiser, range(old, total))]
     return rebuilt(mixture, total, experts, table, open_)
 
 

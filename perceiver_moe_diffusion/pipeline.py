@@ -35,7 +35,7 @@ ALLOWED = (  # what a model file may ask for; anything else is refused
     adapters.ImagePreprocessor, adapters.ConvPreprocessor, adapters.Projected, adapters.TextPreprocessor, adapters.MultiModalPreprocessor, texts.text_preprocessor, texts.ImageAndText,
     perceiver.PerceiverIO, attention.Dense, moe.build_moe, moe.MLPExpert,
     moe.TopKRouter, moe.NoisyTopKRouter, moe.BiasBalancedRouter, experts.ConvExpert, experts.AttentionExpert, experts.RecurrentExpert,
-    mixture_of_denoisers.MixtureOfDenoisers, mixture_of_denoisers.IntervalRouter, mixture_of_denoisers.NoiseRouter, mixture_of_denoisers.LabelRouter,
+    mixture_of_denoisers.MixtureOfDenoisers, mixture_of_denoisers.ForClasses, mixture_of_denoisers.IntervalRouter, mixture_of_denoisers.NoiseRouter, mixture_of_denoisers.LabelRouter,
     meme.Upscaler,
     Diffusion, diffusion_module.linear, diffusion_module.cosine, diffusion_module.sigmoid,
     sampling.DDPM, sampling.DDIM, sampling.DPMSolverPP,

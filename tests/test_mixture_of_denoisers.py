@@ -169,9 +169,9 @@ def test_an_expert_that_is_still_routed_to_cannot_be_removed():
 
 
 def test_an_expert_is_never_asked_for_a_class_that_is_not_its_own():
-    expert, (x, t, _) = ForClasses(tiny(num_classes=2), [3, 5], 8), batch(2)
+    expert, (x, t, _) = ForClasses((1, 8, 8), 8, tiny, [3, 5]), batch(2)
     assert_close(expert(x, t, torch.tensor([5, 8])), expert.denoiser(x, t, torch.tensor([1, 2])))
     with pytest.raises(UserError, match="class 4"):
         expert(x, t, torch.tensor([3, 4]))
     with pytest.raises(UserError, match=r"classes=\[3\]"):
-        ForClasses(tiny(num_classes=2), [3], 8)
+        ForClasses((1, 8, 8), 8, lambda **_: tiny(num_classes=2), [3])

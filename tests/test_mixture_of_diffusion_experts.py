@@ -10,6 +10,7 @@ import torch
 from pathlib import Path
 from perceiver_moe_diffusion.commands import build
 from perceiver_moe_diffusion.commands import make_pipeline
+from perceiver_moe_diffusion.commands import save_model
 from perceiver_moe_diffusion.commands import train
 from perceiver_moe_diffusion.config import load_config
 from perceiver_moe_diffusion.core import UserError
@@ -21,6 +22,7 @@ from perceiver_moe_diffusion.mixture_of_denoisers import MixtureOfDenoisers
 from perceiver_moe_diffusion.mixture_of_diffusion_experts import expert_weights
 from perceiver_moe_diffusion.mixture_of_diffusion_experts import grow
 from perceiver_moe_diffusion.mixture_of_diffusion_experts import judge_growth
+from perceiver_moe_diffusion.mixture_of_diffusion_experts import save_grown
 from perceiver_moe_diffusion.mixture_of_diffusion_experts import show_experts
 from perceiver_moe_diffusion.pipeline import load_pipeline
 from torch.testing import assert_close
@@ -136,6 +138,20 @@ def test_new_classes_are_drawn_by_the_new_expert():
     grown = grow(old, new)
     assert_close(grown.sample([7, 8, 9], guidance_scale=1.0), new.sample([0, 1, 2], guidance_scale=1.0))
     assert not torch.allclose(grown.sample([7, 8, 9], guidance_scale=2.0), new.sample([0, 1, 2], guidance_scale=2.0)), "the unconditional half is that of the old experts"
+
+
+def test_a_grown_mixture_is_saved_and_read_and_grown_again(tmp_path):
+    for name, overrides, seed in (("seven", SEVEN, 0), ("three", THREE, 1), ("one", (*THREE, "data.classes=[5]"), 2)):
+        torch.manual_seed(seed)
+        config = load_config(overrides)
+        save_model(config, build(config), tmp_path / name)
+    ten = save_grown(tmp_path / "ten", tmp_path / "seven", tmp_path / "three")
+    again, labels = load_pipeline(tmp_path / "ten"), torch.arange(10)
+    assert torch.equal(again.sample(labels, seed=1), ten.sample(labels, seed=1)) and again.class_names == ten.class_names
+    assert torch.equal(again.sample(labels[:7], seed=1), load_pipeline(tmp_path / "seven").sample(labels[:7], seed=1))
+    save_grown(tmp_path / "eleven", tmp_path / "ten", tmp_path / "one")
+    eleven = load_pipeline(tmp_path / "eleven")
+    assert eleven.model.num_classes == 11 and torch.equal(eleven.sample(labels, seed=1), ten.sample(labels, seed=1))
 
 
 def test_what_cannot_grow_is_refused():
