@@ -10,9 +10,13 @@ from perceiver_moe_diffusion.workflow import notebooks, read_cells, run_notebook
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = pytest.mark.parametrize("path", notebooks(ROOT), ids=lambda path: path.stem)
 EXPLORERS = {"18_widgets", "19_guidance_explorer", "20_routing", "21_attention_maps", "22_forward_process"}
+# Whoever runs notebooks by program loses what a thread sends between two cells: so pictures are sent once more when all is quiet.
 SETTLE = """import gc
+import ipywidgets
 from perceiver_moe_diffusion.widgets import NewestWins
-assert all(worker.wait(300) for worker in gc.get_objects() if isinstance(worker, NewestWins))"""
+assert all(worker.wait(300) for worker in gc.get_objects() if isinstance(worker, NewestWins))
+for image in [thing for thing in gc.get_objects() if isinstance(thing, ipywidgets.Image)]:
+    image.send_state("value")"""
 
 
 @NOTEBOOKS
