@@ -1,5 +1,5 @@
 "A Perceiver IO with a mixture of experts as a guided diffusion model: notebooks to read, a package to use."
-__version__ = "0.3.0"
+__version__ = "0.3.1"
 
 
 def __getattr__(name):

@@ -98,7 +98,7 @@ def only(
     parts: tuple[torch.Tensor, ...],      # index arrays [n] of its training, validation and test images
     classes: list[int],                   # to keep; the first of them becomes class 0
 ) -> tuple[ImageSet, list[torch.Tensor]]: # the smaller set, and where the parts are in it
-    "The images of some classes, in the parts that they are in."
+    "The examples of some classes, in the parts that they are in; of a data set of another kind every tensor with a row for each example."
     known = len(data.class_names)
     ok = len(classes) > 0 and len(set(classes)) == len(classes) and all(isinstance(c, int) and 0 <= c < known for c in classes)
     require(ok, f"data.classes={list(classes)}", f"different numbers from 0 to {known - 1} ({', '.join(data.class_names)})")
@@ -106,7 +106,8 @@ def only(
     kept = number >= 0
     place = kept.cumsum(0) - 1
     end = len(kept) - data.official_test
-    smaller = data._replace(pixels=data.pixels[kept], labels=number[kept], class_names=[data.class_names[c] for c in classes],
+    rows = {name: value[kept] for name, value in data._asdict().items() if torch.is_tensor(value) and len(value) == len(kept)}
+    smaller = data._replace(**{**rows, "labels": number[kept]}, class_names=[data.class_names[c] for c in classes],
                             official_test=int(kept[end:].sum()), official_val=int(kept[end - data.official_val:end].sum()))
     return smaller, [place[part[kept[part]]] for part in parts]
 

@@ -194,6 +194,17 @@ def test_texts_and_questions_come_in_batches_like_images():
     assert asked.image_shape == (1, 8, 16, 24) and len(asked.part("test")[0]["text"]) == 140
 
 
+def test_classes_can_be_chosen_among_texts_and_answers():
+    texts, questions = (ImageDataModule(dataset) for dataset in (docstrings, digit_questions))
+    few = ImageDataModule(docstrings, classes=[4, 1])
+    assert few.data.class_names == [texts.data.class_names[4], texts.data.class_names[1]] and few.data.ids.shape[0] == len(few.data.labels)
+    said, labels = few.part("test")
+    whole, numbers = texts.part("test")
+    assert torch.equal(said, whole[(numbers == 4) | (numbers == 1)]) and set(labels.tolist()) == {0, 1}
+    yes_or_no, (asked, answers) = ImageDataModule(digit_questions, classes=[0, 1]), questions.part("test")
+    assert torch.equal(yes_or_no.part("test")[0]["image"], asked["image"][answers < 2]) and len(yes_or_no.data.pixels) == len(questions.data.pixels)
+
+
 def test_what_is_not_shown_has_no_influence():
     torch.manual_seed(0)
     inputs = digit_questions(training=20, validation=20, test=20).inputs(slice(0, 6))
