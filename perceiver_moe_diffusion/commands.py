@@ -311,9 +311,9 @@ def write_json(path: Path, results: dict) -> None:
         file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def judge(config: DictConfig, pipeline: Pipeline, data: ImageDataModule, folder: Path, **facts: Any) -> dict:
+def judge(measure: Callable[..., dict], pipeline: Pipeline, data: ImageDataModule, folder: Path, **facts: Any) -> dict:
     "Measure a model and draw its pictures: `metrics.json`; for a generator `samples.png`, `denoising.png`, `routing.png`."
-    results = {**make(config.evaluation)(pipeline, data, folder=folder), **facts, "seed": config.seed}
+    results = {**measure(pipeline, data, folder=folder), **facts}
     write_json(folder / "metrics.json", results)
     return results
 
@@ -325,7 +325,7 @@ def train(
     "Train, save, judge, draw. Everything is built, and so checked, before the first file is written."
     quiet()
     keep_memory()
-    parts = build(config)
+    parts, measure = build(config), make(config.evaluation)
     folder = choose_folder(config)
     stop = StopOnCtrlC(folder / CHECKPOINT)
     trainer = make_trainer(config, folder, stop)
@@ -339,17 +339,17 @@ def train(
     finally:
         os.environ.pop(RUN_DIR, None)
     if trainer.is_global_zero:
-        finish(config, parts, folder, train_seconds=seconds, train_steps=trainer.global_step,
-               command=shlex.join(["pmd-train", *overrides]), made=machine())
+        finish(config, parts, measure, folder, train_seconds=seconds, train_steps=trainer.global_step,
+               command=shlex.join(["pmd-train", *overrides]), made=machine(), seed=config.seed)
     return folder
 
 
-def finish(config: DictConfig, parts: Parts, folder: Path, **facts: Any) -> None:
+def finish(config: DictConfig, parts: Parts, measure: Callable[..., dict], folder: Path, **facts: Any) -> None:
     "What comes after training: the model and the log first, since judging can be interrupted and repeated."
     pipeline = save_model(config, parts, folder)
     save_log(folder)
     print(f"model saved in {folder}; drawing and judging images …", flush=True)
-    results = judge(config, pipeline, parts.data, folder, **facts)
+    results = judge(measure, pipeline, parts.data, folder, **facts)
     print(table(results))
     print(f"run folder: {folder}", flush=True)
 

@@ -19,9 +19,9 @@ from perceiver_moe_diffusion.data import digits
 from perceiver_moe_diffusion.experts import count_flops
 from perceiver_moe_diffusion.mixture_of_denoisers import IntervalRouter
 from perceiver_moe_diffusion.mixture_of_denoisers import MixtureOfDenoisers
+from perceiver_moe_diffusion.mixture_of_diffusion_experts import JudgeGrowth
 from perceiver_moe_diffusion.mixture_of_diffusion_experts import expert_weights
 from perceiver_moe_diffusion.mixture_of_diffusion_experts import grow
-from perceiver_moe_diffusion.mixture_of_diffusion_experts import judge_growth
 from perceiver_moe_diffusion.mixture_of_diffusion_experts import save_grown
 from perceiver_moe_diffusion.mixture_of_diffusion_experts import show_experts
 from perceiver_moe_diffusion.pipeline import load_pipeline
@@ -180,9 +180,9 @@ def seven_run():
 
 
 def told(whole=None):
-    "What `judge_growth` says of it."
+    "What `JudgeGrowth` says of it."
     data, new = fresh(*THREE)
-    return judge_growth(new, data, seven_run(), whole or ImageDataModule(digits), max_images=60, classifier_steps=10)
+    return JudgeGrowth(seven_run(), whole or ImageDataModule(digits), max_images=60, classifier_steps=10)(new, data)
 
 
 def test_every_figure_is_there_and_the_old_classes_are_what_they_were():
@@ -194,6 +194,12 @@ def test_every_figure_is_there_and_the_old_classes_are_what_they_were():
             assert torch.tensor(results[f"{what}_new_alone_{scale}"]).isfinite()
         assert {f"accuracy_{c}_new_after_{scale}" for c in "789"} | {f"accuracy_{c}_old_after_{scale}" for c in "0123456"} <= set(results)
     assert results["fd_new_alone_s1"] == pytest.approx(results["fd_new_after_s1"], rel=1e-4) and results["fd_new_alone_s2"] != results["fd_new_after_s2"]
+
+
+def test_a_mixture_that_is_not_there_is_told_before_anything_is_trained(tmp_path):
+    with pytest.raises(UserError, match="no model at .*nowhere"):
+        train(load_config(["experiment=mixture_of_diffusion_experts_grown", f"evaluation.mixture={tmp_path / 'nowhere'}", f"run_dir={tmp_path / 'run'}"]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_classes_in_another_order_are_refused():
