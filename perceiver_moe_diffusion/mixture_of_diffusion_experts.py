@@ -66,20 +66,18 @@ def grow(
 
 
 def save_grown(
-    folder: Path | str,   # gets the grown mixture
-    old: Path | str,      # the run folder of the mixture
-    new: Path | str,      # the run folder of the new expert
-) -> Pipeline:            # the grown mixture
-    "Grow a saved mixture by a saved expert, and write what comes out: to be drawn from, and to be grown again, like any other model."
-    grown = grow(load_pipeline(old), load_pipeline(new))
+    folder: Path | str,   # gets `config.json` and `model.safetensors`
+    grown: Pipeline,      # from `grow`
+    old: Path | str,      # the run folder of the mixture that has grown
+    new: Path | str,      # the run folder of its new expert
+) -> None:
+    "Write a grown mixture, to be drawn from and to be grown again like any other model: its settings are those of its two halves."
     mixture, expert = (read_config(Path(run) / "config.json") for run in (old, new))
     known, total = mixture["model"]["num_classes"], grown.model.num_classes
-    alone = {name: value for name, value in expert["model"].items() if name not in ("image_shape", "num_classes")}
     wrapped = lambda denoiser, classes: {"class": "ForClasses", "partial": True, "denoiser": {**denoiser, "partial": True}, "classes": list(classes)}
-    experts = [*(wrapped(denoiser, range(known)) for denoiser in mixture["model"]["experts"]), wrapped(alone, range(known, total))]
+    experts = [*(wrapped(denoiser, range(known)) for denoiser in mixture["model"]["experts"]), wrapped(expert["model"], range(known, total))]
     config = {"model": {**mixture["model"], "num_classes": total, "experts": experts}, "diffusion": mixture["diffusion"], "sampler": mixture["sampler"]}
     save_pipeline(folder, grown.model, config, grown.class_names, mixture["levels"])
-    return grown
 
 # %% ../nbs/26_mixture_of_diffusion_experts.ipynb #ae003486
 def judge_drawn(judge: SmallCNN, pipeline: Pipeline, first: int, real: Judged, class_names: list[str], scale: float, seed: int) -> tuple[torch.Tensor, dict]:
@@ -121,5 +119,5 @@ class JudgeGrowth:
                 change = max(change, float((pairs[0][0] - pairs[1][0]).abs().max())) if group == "old" else change
         if folder is not None:
             save_figure(show_samples(grown, seed=self.seed), folder / "samples.png")
-            save_grown(folder / "grown", self.mixture, folder)
+            save_grown(folder / "grown", grown, self.mixture, folder)
         return {**results, "largest_change_old": change, "parameters": sum(p.numel() for p in grown.model.parameters())}

@@ -145,11 +145,12 @@ def test_a_grown_mixture_is_saved_and_read_and_grown_again(tmp_path):
         torch.manual_seed(seed)
         config = load_config(overrides)
         save_model(config, build(config), tmp_path / name)
-    ten = save_grown(tmp_path / "ten", tmp_path / "seven", tmp_path / "three")
+    ten = grow(load_pipeline(tmp_path / "seven"), load_pipeline(tmp_path / "three"))
+    save_grown(tmp_path / "ten", ten, tmp_path / "seven", tmp_path / "three")
     again, labels = load_pipeline(tmp_path / "ten"), torch.arange(10)
     assert torch.equal(again.sample(labels, seed=1), ten.sample(labels, seed=1)) and again.class_names == ten.class_names
     assert torch.equal(again.sample(labels[:7], seed=1), load_pipeline(tmp_path / "seven").sample(labels[:7], seed=1))
-    save_grown(tmp_path / "eleven", tmp_path / "ten", tmp_path / "one")
+    save_grown(tmp_path / "eleven", grow(again, load_pipeline(tmp_path / "one")), tmp_path / "ten", tmp_path / "one")
     eleven = load_pipeline(tmp_path / "eleven")
     assert eleven.model.num_classes == 11 and torch.equal(eleven.sample(labels, seed=1), ten.sample(labels, seed=1))
 
