@@ -1,4 +1,4 @@
-# Made from nbs/14_figures.ipynb by `pmd-dev tests`. Edit the notebook.
+# Made from nbs/61_figures.ipynb by `pmd-dev tests`. Edit the notebook.
 import matplotlib
 import numpy as np
 import pytest
@@ -8,18 +8,23 @@ from io import BytesIO
 from matplotlib import pyplot as plt
 from pathlib import Path
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.figures import expert_load
+from perceiver_moe_diffusion.diffusion.sampling import SamplerStep
 from perceiver_moe_diffusion.figures import house_style
-from perceiver_moe_diffusion.figures import png_grid
 from perceiver_moe_diffusion.figures import save_figure
-from perceiver_moe_diffusion.figures import save_images
 from perceiver_moe_diffusion.figures import show_curves
 from perceiver_moe_diffusion.figures import show_grid
 from perceiver_moe_diffusion.figures import show_load
 from perceiver_moe_diffusion.figures import show_trajectory
-from perceiver_moe_diffusion.figures import tile
-from perceiver_moe_diffusion.moe import Routing
-from perceiver_moe_diffusion.sampling import Step
+from perceiver_moe_diffusion.image_grid import png_grid
+from perceiver_moe_diffusion.image_grid import save_images
+from perceiver_moe_diffusion.image_grid import tile
+from perceiver_moe_diffusion.models.moe import Routing
+from perceiver_moe_diffusion.models.moe import expert_load
+
+
+def numbered(n, channels, height, width):
+    "[n, C, H, W] where every pixel has a value of its own in [−1, 1]."
+    return torch.linspace(-1, 1, n * channels * height * width).view(n, channels, height, width)
 
 
 def test_the_style_stays_inside_its_block_and_does_not_depend_on_the_theme():
@@ -37,43 +42,6 @@ def test_an_error_inside_the_block_leaves_no_style_behind():
     with pytest.raises(RuntimeError), house_style():
         raise RuntimeError
     assert dict(matplotlib.rcParams) == before
-
-
-def numbered(n, channels, height, width):
-    "[n, C, H, W] where every pixel has a value of its own in [−1, 1]."
-    return torch.linspace(-1, 1, n * channels * height * width).view(n, channels, height, width)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("gap", [0, 1, 3])
-def test_tile_puts_every_pixel_in_its_place(channels, gap):
-    images, columns, (height, width) = numbered(6, channels, 2, 5), 3, (2, 5)
-    array = tile(images, columns, gap)
-    assert array.shape[:2] == (2 * height + gap, 3 * width + 2 * gap) and array.ndim == (2 if channels == 1 else 3)
-    free = np.ones(array.shape[:2], dtype=bool)
-    for i, image in enumerate(images):
-        y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        expected = (image / 2 + 0.5).permute(1, 2, 0).numpy()
-        np.testing.assert_allclose(array[y:y + height, x:x + width].reshape(height, width, channels), expected, atol=1e-6)
-        free[y:y + height, x:x + width] = False
-    assert (array[free] == 0.5).all(), "what is left is the gap"
-
-
-def test_tile_keeps_what_is_out_of_range_inside_and_takes_any_float_with_a_gradient():
-    images = torch.tensor([-7.0, 7.0]).view(2, 1, 1, 1).double().requires_grad_()
-    np.testing.assert_array_equal(tile(images, 2, gap=0), [[0, 1]])
-
-
-@pytest.mark.parametrize("n,columns", [(5, 2), (3, 4), (0, 2), (4, 0), (4, -2)])
-def test_images_that_do_not_fill_rows_are_refused(n, columns):
-    with pytest.raises(UserError, match=f"{n} images in {columns} columns.*whole rows"):
-        tile(torch.zeros(n, 1, 2, 2), columns)
-
-
-@pytest.mark.parametrize("shape", [(4, 2, 2), (4, 2, 2, 2), (4, 4, 2, 2)])
-def test_what_is_not_an_image_is_refused(shape):
-    with pytest.raises(UserError, match="grey.*RGB"):
-        tile(torch.zeros(shape), 2)
 
 
 def test_names_stand_at_the_middle_of_their_images():
@@ -108,7 +76,7 @@ def test_figures_do_not_pile_up_in_pyplot():
 def fake_steps(n):
     "Steps whose images tell them apart: x is filled by the step's number, x0 by its negative."
     fill = lambda value: torch.full((2, 1, 3, 3), float(value))
-    return [Step(n - i, n - i - 1, fill(i / n), fill(-i / n), 0.5, fill(0)) for i in range(n)]
+    return [SamplerStep(n - i, n - i - 1, fill(i / n), fill(-i / n), 0.5, fill(0)) for i in range(n)]
 
 
 @pytest.mark.parametrize("n,columns,expected", [(5, 12, [5, 4, 3, 2, 1]), (100, 4, [100, 67, 34, 1]), (9, 3, [9, 5, 1]), (1, 12, [1]), (7, 1, [7])])
@@ -150,7 +118,7 @@ def test_load_is_a_share_and_ignores_rows_without_an_expert():
     routing = routing_by([1, 3, 2, 0])
     load = expert_load([routing])
     torch.testing.assert_close(load, torch.tensor([[2 / 3, 2, 4 / 3, 0]], dtype=torch.float64))
-    dropped = routing._replace(index=torch.cat([routing.index, torch.full((50, 1), -1)]))
+    dropped = routing._replace(expert_ids=torch.cat([routing.expert_ids, torch.full((50, 1), -1)]))
     torch.testing.assert_close(expert_load([dropped]), load)
 
 

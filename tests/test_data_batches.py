@@ -1,0 +1,179 @@
+# Made from nbs/41_batches.ipynb by `pmd-dev tests`. Edit the notebook.
+import pytest
+import torch
+from itertools import combinations
+from itertools import islice
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.data.batches import Batch
+from perceiver_moe_diffusion.data.batches import CropFlip
+from perceiver_moe_diffusion.data.batches import StepLoader
+from perceiver_moe_diffusion.data.batches import keep_classes
+from perceiver_moe_diffusion.data.batches import split_indices
+from perceiver_moe_diffusion.data.batches import subsample_per_class
+from perceiver_moe_diffusion.data.images import ImageSet
+from perceiver_moe_diffusion.data.images import digits
+
+
+def test_few_images_of_each_class_and_more_hold_the_fewer():
+    data = digits()
+    train, _, _ = split_indices(data, 0.1, 0.2, seed=0)
+    five, twenty = (subsample_per_class(train, data.labels, n, seed=0) for n in (5, 20))
+    assert data.labels[five].bincount().tolist() == [5] * 10 and data.labels[twenty].bincount().tolist() == [20] * 10
+    assert set(five.tolist()) < set(twenty.tolist()) < set(train.tolist())
+    assert not torch.equal(five, subsample_per_class(train, data.labels, 5, seed=1))
+    for shots in (0, 1000):
+        with pytest.raises(UserError, match=f"data.shots={shots} .* 1 to 12"):
+            subsample_per_class(train, data.labels, shots, seed=0)
+
+
+def test_some_classes_are_numbered_anew_and_stay_in_their_part():
+    data = digits()._replace(official_test=300)
+    parts = split_indices(data, 0.1, 0.2, seed=0)
+    some, some_parts = keep_classes(data, parts, [8, 3])
+    assert some.class_names == ["8", "3"] and some.official_test == int(torch.isin(data.labels[-300:], torch.tensor([3, 8])).sum())
+    for index, (images, labels) in zip(some_parts, ((data.pixels[part], data.labels[part]) for part in parts)):
+        wanted = torch.isin(labels, torch.tensor([3, 8]))
+        assert torch.equal(some.pixels[index], images[wanted]) and torch.equal(some.labels[index], (labels[wanted] == 3).long())
+
+
+@pytest.mark.parametrize("classes", [[], [3, 3], [10], [-1], ["3"], [1.0]])
+def test_classes_that_are_not_there_are_refused(classes):
+    with pytest.raises(UserError, match=r"data.classes=.* numbers from 0 to 9 \(0, 1"):
+        keep_classes(digits(), (torch.arange(3),), classes)
+
+
+def blank_set(num_images: int, num_classes: int = 4, official_test: int = 0) -> ImageSet:
+    "Images of 2×2 pixels that carry their own number, so that a batch tells which images it holds."
+    number = torch.arange(num_images)
+    pixels = torch.stack([number % 256, number // 256], dim=1).to(torch.uint8).view(-1, 1, 2, 1).expand(-1, 1, 2, 2)
+    return ImageSet(pixels, number % num_classes, [f"class {i}" for i in range(num_classes)], 256, official_test)
+
+
+@pytest.mark.parametrize("data", [digits(), blank_set(103), blank_set(140, official_test=40)], ids=["digits", "blank", "official"])
+def test_the_parts_are_disjoint_cover_everything_and_have_the_classes_in_proportion(data):
+    train, val, test = split_indices(data, 0.1, 0.2, seed=0)
+    assert torch.equal(torch.cat([train, val, test]).sort().values, torch.arange(len(data.labels)))
+    all_but_test = torch.cat([train, val])
+    for part, whole in [(train, all_but_test), (val, all_but_test)] + ([] if data.official_test else [(test, torch.arange(len(data.labels)))]):
+        classes = len(data.class_names)
+        exact = data.labels[whole].bincount(minlength=classes) * len(part) / len(whole)
+        assert (data.labels[part].bincount(minlength=classes) - exact).abs().max() <= 1
+
+
+def test_an_official_test_set_is_kept():
+    train, val, test = split_indices(blank_set(140, official_test=40), 0.1, 0.2, seed=0)
+    assert test.tolist() == list(range(100, 140)) and len(val) == 10 and len(train) == 90
+
+
+def test_a_validation_set_that_is_given_is_kept_too():
+    train, val, test = split_indices(blank_set(140, official_test=40)._replace(official_val=20), 0.1, 0.2, seed=0)
+    assert test.tolist() == list(range(100, 140)) and val.tolist() == list(range(80, 100)) and train.tolist() == list(range(80))
+
+
+def test_the_split_is_a_function_of_its_seed():
+    data = digits()
+    first, again, other = (split_indices(data, 0.1, 0.2, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other))
+
+
+@pytest.mark.parametrize("num_images", [4, 9])
+def test_too_few_images_to_split_is_explained(num_images):
+    with pytest.raises(UserError, match=f"{num_images} images of 4 classes cannot be split.*at least 3 images"):
+        split_indices(blank_set(num_images), 0.1, 0.2, seed=0)
+
+
+def test_an_augmented_image_is_a_window_of_the_padded_one_mirrored_or_not():
+    images = digits().inputs(slice(0, 40))
+    torch.manual_seed(0)
+    moved = CropFlip(2)(images)
+    assert moved.shape == images.shape
+    padded, mirrored = torch.nn.functional.pad(images, [2] * 4, mode="reflect"), 0
+    for image, wide in zip(moved, padded):
+        windows = wide.unfold(1, 8, 1).unfold(2, 8, 1).flatten(1, 2)[0]  # [25, 8, 8]
+        plain, flipped = (windows == image).all((1, 2)).any(), (windows.flip(-1) == image).all((1, 2)).any()
+        assert plain or flipped
+        mirrored += int(flipped and not plain)
+    assert 8 < mirrored < 32
+    assert torch.equal(CropFlip(0, flip=False)(images), images)
+
+
+def test_a_padding_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="padding=8 for images of 8×8 .* 0 to 7"):
+        CropFlip(8)(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(UserError, match="padding=-1"):
+        CropFlip(-1)
+
+
+def image_numbers(batch: Batch) -> list[int]:
+    "Which images of a `blank_set` a batch holds."
+    low, high = ((batch.input[:, 0, row, 0] + 1) * 127.5 for row in (0, 1))
+    return (low + 256 * high).round().long().tolist()
+
+
+def random_flip(images: torch.Tensor) -> torch.Tensor:
+    "Flip each image upside down, or don't, at random."
+    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(2), images)
+
+
+@pytest.mark.parametrize("augment", [None, random_flip])
+@pytest.mark.parametrize("start", [1, 7, 60])
+def test_starting_at_any_step_gives_the_batches_of_the_whole_run(start, augment):
+    make = lambda first: StepLoader(blank_set(100), torch.arange(50), 8, seed=3, first=lambda: first, augment=augment)
+    torch.manual_seed(0)
+    whole = list(islice(make(0), start + 9))
+    torch.manual_seed(1)  # the state of the global generator must not matter
+    for a, b in zip(islice(make(start), 9), whole[start:], strict=True):
+        assert a.step == b.step
+        torch.testing.assert_close(a.input, b.input, rtol=0, atol=0)
+        torch.testing.assert_close(a.label, b.label, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("augment", [None, random_flip])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_shares_of_all_processes_are_the_batch_of_one(processes, augment):
+    loaders = [StepLoader(blank_set(100), torch.arange(50), 8, seed=3, process=lambda rank=rank: (rank, processes), augment=augment)
+               for rank in range(processes)]
+    alone = StepLoader(blank_set(100), torch.arange(50), 8, seed=3, augment=augment)
+    for shares, whole in zip(zip(*(islice(loader, 15) for loader in loaders)), alone):
+        assert {len(share.input) for share in shares} == {8 // processes}
+        torch.testing.assert_close(torch.cat([share.input for share in shares]), whole.input, rtol=0, atol=0)
+        torch.testing.assert_close(torch.cat([share.label for share in shares]), whole.label, rtol=0, atol=0)
+
+
+def test_an_epoch_visits_each_image_at_most_once_and_each_epoch_has_its_own_order():
+    index = torch.arange(300, 350)
+    loader = StepLoader(blank_set(400), index, batch_size=8, seed=0)
+    epochs = [[n for step in range(6 * epoch, 6 * epoch + 6) for n in image_numbers(loader.batch(step))] for epoch in range(20)]
+    for numbers in epochs:
+        assert len(numbers) == len(set(numbers)) == 48 and set(numbers) <= set(index.tolist())
+    assert len({tuple(numbers) for numbers in epochs}) == 20
+    assert set().union(*epochs) == set(index.tolist()), "the two images left out are others each time"
+
+
+def test_images_and_labels_stay_together_and_the_seed_matters():
+    data = blank_set(400)
+    loader, other = (StepLoader(data, torch.arange(400), 64, seed) for seed in (0, 1))
+    for step in (0, 5, 6, 40):
+        numbers = image_numbers(loader.batch(step))
+        assert data.labels[numbers].tolist() == loader.batch(step).label.tolist()
+        assert numbers != image_numbers(other.batch(step))
+
+
+def test_augmentation_has_random_numbers_of_its_own_in_each_step_and_leaves_the_global_generator_alone():
+    loader = StepLoader(blank_set(100), torch.arange(50), 8, seed=0, augment=torch.rand_like)
+    state = torch.get_rng_state()
+    noise = [loader.batch(step).input for step in range(8)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(torch.equal(a, b) for a, b in combinations(noise, 2))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 51])
+def test_a_batch_size_outside_the_training_set_is_explained(batch_size):
+    with pytest.raises(UserError, match=f"data.batch_size={batch_size}.*1 to 50"):
+        StepLoader(blank_set(100), torch.arange(50), batch_size, seed=0)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_explained():
+    with pytest.raises(UserError, match="data.batch_size=9 on 2 processes"):
+        next(iter(StepLoader(blank_set(100), torch.arange(50), 9, seed=0, process=lambda: (0, 2))))

@@ -1,0 +1,232 @@
+# Made from nbs/40_images.ipynb by `pmd-dev tests`. Edit the notebook.
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pathlib import Path
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.data.batches import split_indices
+from perceiver_moe_diffusion.data.images import ImageSet
+from perceiver_moe_diffusion.data.images import cifar10
+from perceiver_moe_diffusion.data.images import digits
+from perceiver_moe_diffusion.data.images import fashion_mnist
+from perceiver_moe_diffusion.data.images import image_folder
+from perceiver_moe_diffusion.data.images import mnist
+from perceiver_moe_diffusion.data.images import resized
+from urllib.error import URLError
+
+
+def test_images_fill_the_range_and_convert_back_exactly():
+    data = digits()
+    images = data.inputs()
+    assert images.dtype == torch.float32 and images.min() == -1 and images.max() == 1
+    assert len(images.unique()) == data.levels == 17
+    back = ((images + 1) / 2 * (data.levels - 1)).round().to(torch.uint8)
+    torch.testing.assert_close(back, data.pixels, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 42, 256])
+def test_every_level_of_a_pixel_survives(levels):
+    pixels = torch.arange(levels).to(torch.uint8).view(-1, 1, 1, 1)
+    data = ImageSet(pixels, torch.zeros(levels, dtype=torch.long), ["any"], levels)
+    images = data.inputs()
+    assert images.min() == -1 and images.abs().max() <= 1
+    torch.testing.assert_close(images[:, 0, 0, 0].double(), torch.linspace(-1, 1, levels, dtype=torch.double), rtol=0, atol=2e-7)
+
+
+def test_the_digits_are_what_scikit_learn_publishes():
+    data = digits()
+    assert data.pixels.shape == (1797, 1, 8, 8) and data.pixels.dtype == torch.uint8
+    assert data.labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert data.official_test == 0 and data.class_names == list("0123456789")
+
+
+def write_idx(path: Path, array: torch.Tensor) -> None:
+    "A file in MNIST's format: two zero bytes, the type (8: unsigned byte), the number of axes, their sizes, the values."
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.to(torch.uint8).numpy().tobytes())
+
+
+def write_mnist(root: Path, train: int = 60, test: int = 20, name: str = "MNIST") -> torch.Tensor:  # [train + test, 28, 28]
+    "The four files of MNIST as torchvision leaves them on disk, with few images; label of image i: i mod 10."
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
+    pixels = torch.randint(256, (train + test, 28, 28), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for prefix, part in [("train", slice(0, train)), ("t10k", slice(train, None))]:
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", pixels[part])
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", torch.arange(train + test)[part] % 10)
+    return pixels
+
+
+def no_network(monkeypatch, error: Exception) -> None:
+    "Let every download of MNIST and its relatives fail with `error`."
+    from torchvision import datasets
+
+    def fail(self):
+        raise error
+    monkeypatch.setattr(datasets.MNIST, "download", fail)
+
+
+@pytest.mark.parametrize("source, name", [(mnist, "MNIST"), (fashion_mnist, "FashionMNIST")])
+def test_data_on_disk_is_read_without_a_download(source, name, tmp_path, monkeypatch):
+    no_network(monkeypatch, AssertionError("nothing may be downloaded"))
+    pixels = write_mnist(tmp_path, name=name)
+    data = source(str(tmp_path))
+    torch.testing.assert_close(data.pixels, pixels.unsqueeze(1), rtol=0, atol=0)
+    assert data.labels.tolist() == [i % 10 for i in range(80)] and data.labels.dtype == torch.long
+    assert (data.levels, data.official_test, len(data.class_names)) == (256, 20, 10)
+
+
+@pytest.mark.parametrize("root, folder", [("~/pictures", "pictures"), (None, ".cache/perceiver_moe_diffusion")])
+def test_the_home_folder_is_found(root, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    no_network(monkeypatch, AssertionError("nothing may be downloaded"))
+    write_mnist(tmp_path / folder)
+    assert len(mnist(root).labels) == 80
+
+
+def test_colour_images_come_with_their_channels_first(monkeypatch):
+    from torchvision import datasets
+    pixels = np.random.default_rng(0).integers(256, size=(6, 32, 32, 3), dtype=np.uint8)
+
+    class SmallCIFAR:
+        classes = [f"class {i}" for i in range(10)]
+
+        def __init__(self, root, train, download):
+            part = slice(0, 4) if train else slice(4, 6)
+            self.data, self.targets = pixels[part], list(range(6))[part]
+
+        def __len__(self):
+            return len(self.data)
+
+    monkeypatch.setattr(datasets, "CIFAR10", SmallCIFAR)
+    data = cifar10()
+    assert data.labels.tolist() == list(range(6)) and data.class_names == SmallCIFAR.classes
+    assert data.pixels.shape == (6, 3, 32, 32) and data.pixels.is_contiguous() and data.official_test == 2
+    np.testing.assert_array_equal(data.pixels[5, 2].numpy(), pixels[5, :, :, 2])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Error downloading train-images:\nTried a mirror, got: 404"), URLError("no route to host")])
+def test_a_failing_download_is_one_line_that_says_what_to_do(error, tmp_path, monkeypatch):
+    no_network(monkeypatch, error)
+    with pytest.raises(UserError, match="MNIST is not in data.root=.* could not be downloaded .*use data=digits") as raised:
+        mnist(str(tmp_path / "none"))
+    assert str(tmp_path / "none") in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("size", [0, 3, 1000])
+def test_damaged_files_are_named(size, tmp_path):
+    write_mnist(tmp_path)
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError, match="The files of MNIST in data.root=.* cannot be read"):
+        mnist(str(tmp_path))
+
+
+def draw(shape: str, width: int, height: int) -> Image.Image:
+    "A disc, a square or stripes on a coloured ground, in the middle of a picture of any size."
+    y, x = np.mgrid[:height, :width]
+    x, y = (x - (width - 1) / 2) / min(width, height), (y - (height - 1) / 2) / min(width, height)
+    inside = {"disc": x**2 + y**2 < 0.1, "square": np.maximum(abs(x), abs(y)) < 0.25, "stripes": np.sin(20 * x) > 0}[shape]
+    return Image.fromarray(np.where(inside[..., None], (240, 200, 40), (30, 60, 160)).astype(np.uint8))
+
+
+def write_pictures(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> None:
+    "One folder per shape, one picture per size."
+    for shape in ("disc", "square", "stripes"):
+        (root / shape).mkdir(parents=True, exist_ok=True)
+        for width, height in sizes:
+            draw(shape, width, height).save(root / shape / f"{width}x{height}{suffix}")
+
+
+def test_a_folder_of_class_folders_becomes_an_image_set(tmp_path):
+    write_pictures(tmp_path, sizes=[(60, 40), (30, 90), (32, 32)])
+    data = image_folder(str(tmp_path), image_size=32)
+    assert data.pixels.shape == (9, 3, 32, 32) and data.pixels.dtype == torch.uint8 and data.levels == 256
+    assert data.class_names == ["disc", "square", "stripes"] and data.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    grey = image_folder(str(tmp_path), image_size=8, channels=1)
+    assert grey.pixels.shape == (9, 1, 8, 8)
+
+
+def test_an_image_of_the_right_size_is_read_exactly(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(2, 12, 12, 3), dtype=np.uint8)
+    (tmp_path / "noise").mkdir()
+    for name, image in zip("ab", pixels):
+        Image.fromarray(image).save(tmp_path / "noise" / f"{name}.png")
+    np.testing.assert_array_equal(image_folder(str(tmp_path), image_size=12).pixels.permute(0, 2, 3, 1), pixels)
+
+
+def test_folders_train_and_test_keep_the_official_test_images(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        write_pictures(tmp_path / part, sizes=[(8 + i, 8) for i in range(6 if part == "train" else 2)])
+    data = image_folder(str(tmp_path), image_size=8)
+    assert len(data.labels) == 24 and data.official_test == 6
+    train, val, test = split_indices(data, 0.2, 0.5, seed=0)
+    assert test.tolist() == list(range(18, 24)) and len(train) + len(val) == 18
+    (tmp_path / "test" / "disc").rename(tmp_path / "test" / "ball")
+    with pytest.raises(UserError, match="classes ball, square, stripes .* disc, square, stripes"):
+        image_folder(str(tmp_path), image_size=8)
+
+
+def test_the_middle_square_is_kept(tmp_path):
+    (tmp_path / "one").mkdir()
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 255  # white in the middle third, which is the middle square
+    Image.fromarray(wide).save(tmp_path / "one" / "wide.png")
+    assert image_folder(str(tmp_path), image_size=10).pixels.min() == 255
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(root=None), "data.root=None"), (dict(root="no/such/folder"), "data.root=no/such/folder"),
+    (dict(image_size=0), "data.image_size=0"), (dict(image_size=8.5), "data.image_size=8.5"), (dict(image_size="big"), "data.image_size=big"),
+    (dict(channels=2), "data.channels=2.*1 .grey. or 3"),
+])
+def test_a_wrong_option_of_a_folder_is_explained(options, message, tmp_path):
+    write_pictures(tmp_path, sizes=[(8, 8)])
+    with pytest.raises(UserError, match=message):
+        image_folder(**{"root": str(tmp_path), **options})
+
+
+@pytest.mark.parametrize("make", [lambda root: None, lambda root: (root / "cat").mkdir(),
+                                  lambda root: (write_pictures(root, [(8, 8)]), (root / "empty").mkdir())],
+                         ids=["nothing", "class without images", "one empty class"])
+def test_an_empty_folder_is_explained(make, tmp_path):
+    make(tmp_path)
+    with pytest.raises(UserError, match=r"holds no images.*ROOT/cat/1.png"):
+        image_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [lambda raw: b"not an image", lambda raw: raw[:len(raw) // 2], lambda raw: b""], ids=["text", "half", "empty"])
+def test_a_broken_image_is_named(damage, tmp_path):
+    write_pictures(tmp_path, sizes=[(40, 40)])
+    broken = tmp_path / "square" / "40x40.png"
+    broken.write_bytes(damage(broken.read_bytes()))
+    with pytest.raises(UserError, match="square.40x40.png cannot be read as an image"):
+        image_folder(str(tmp_path))
+
+
+def test_a_folder_is_read_once_and_again_when_it_has_changed(tmp_path):
+    write_pictures(tmp_path, sizes=[(8, 8)] * 3)
+    first = image_folder(str(tmp_path), 8, 3)
+    assert image_folder(str(tmp_path), 8, 3) is first and image_folder(str(tmp_path), 4, 3).shape == (3, 4, 4)
+    file = sorted(path for path in tmp_path.rglob("*") if path.is_file())[0]
+    file.with_name("another" + file.suffix).write_bytes(file.read_bytes())
+    assert len(image_folder(str(tmp_path), 8, 3).labels) == len(first.labels) + 1
+
+
+def test_a_smaller_pixel_is_the_mean_of_what_it_covers():
+    data, small = digits(), resized(None, digits, 4)
+    means = data.pixels.float().unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    torch.testing.assert_close(small.pixels.float(), means.round())
+    assert (small.labels is data.labels or torch.equal(small.labels, data.labels)) and small.levels == data.levels
+
+
+def test_a_colour_becomes_its_brightness():
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [90, 90, 90]], dtype=torch.uint8).view(4, 3, 1, 1).expand(-1, -1, 6, 6)
+    data = lambda root: ImageSet(colours, torch.arange(4), list("rgbw"), 256)
+    assert resized(None, data, 3, grey=True).pixels[:, 0, 2, 2].tolist() == [76, 150, 29, 90]
+    assert resized(None, data, 3).pixels.shape == (4, 3, 3, 3)
+    with pytest.raises(UserError, match="data.dataset.size=0"):
+        resized(None, data, 0)

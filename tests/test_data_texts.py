@@ -1,0 +1,119 @@
+# Made from nbs/43_texts.ipynb by `pmd-dev tests`. Edit the notebook.
+import pytest
+import re
+import sys
+import torch
+from hydra.utils import instantiate
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.data.batches import split_indices
+from perceiver_moe_diffusion.data.batches import subsample_per_class
+from perceiver_moe_diffusion.data.texts import LIBRARY
+from perceiver_moe_diffusion.data.texts import _docstrings_of
+from perceiver_moe_diffusion.data.texts import _without_names
+from perceiver_moe_diffusion.data.texts import decode_text
+from perceiver_moe_diffusion.data.texts import docstrings
+from perceiver_moe_diffusion.data.texts import text_csv
+from perceiver_moe_diffusion.runs.overrides import load_config
+
+
+def texts_in(data, index=slice(None)):
+    return [decode_text(ids) for ids in data.ids[index]]
+
+
+def test_docstrings_are_enough_for_a_hundred_of_each_class_and_never_twice():
+    data = docstrings()
+    train, val, test = split_indices(data, 0.1, 0.2, seed=0)
+    assert data.labels[train].bincount().min() >= 100 and len(subsample_per_class(train, data.labels, 100, seed=0)) == 700
+    texts = texts_in(data)
+    assert len(set(texts)) == len(texts), "no text can be in two parts, or have two labels"
+    assert data.inputs(slice(0, 3)).dtype == torch.long and data.shape == (128,) and data.inputs().max() == 256
+
+
+@pytest.mark.parametrize("max_length", [32, 128])
+def test_the_pretraining_set_shares_neither_packages_nor_texts_with_the_other(max_length):
+    first, second = docstrings(max_length=max_length), docstrings(packages="pretraining", apart_from="few_shot", max_length=max_length)
+    assert not set(texts_in(first)) & set(texts_in(second)) and not set(first.class_names) & set(second.class_names)
+    modules = [{name for names in LIBRARY[which].values() for name in names} for which in LIBRARY]
+    assert not modules[0] & modules[1]
+    assert set(texts_in(first)) & set(texts_in(docstrings(packages="pretraining", max_length=max_length))), "without apart_from they would"
+
+
+def test_the_name_of_the_package_is_not_in_its_texts():
+    data = docstrings()
+    for label, name in enumerate(data.class_names):
+        words = {word for text in texts_in(data, data.labels == label) for word in re.findall("[A-Za-z0-9]+", text.lower())}
+        assert name not in words and len(words) > 100
+    assert _without_names(["The XML file, xmlns and lxml; xml_parse(XML)."], ["xml"]) == ["The file, xmlns and lxml; _parse( )."]
+
+
+def test_docstrings_are_parsed_and_not_run():
+    assert "Compute geohash() using" in _docstrings_of("antigravity")[0]  # a module that opens a browser when it is imported
+    assert "antigravity" not in sys.modules
+    assert _docstrings_of("bisect") and all("\n" not in text for text in _docstrings_of("bisect"))
+
+
+def test_packages_of_ones_own_and_mistakes():
+    data = docstrings(packages={"json": ["json"], "csv": ["csv"]}, max_length=40)
+    assert data.class_names == ["json", "csv"] and data.shape == (40,)
+    with pytest.raises(UserError, match="packages=fewshot .* few_shot, pretraining"):
+        docstrings(packages="fewshot")
+    with pytest.raises(UserError, match="the class 'b' of no_such_module .* looked for in"):
+        docstrings(packages={"a": ["json"], "b": ["no_such_module"]})
+    with pytest.raises(UserError, match="max_length=0"):
+        docstrings(max_length=0)
+
+
+AG_NEWS = {"label": "class", "text": ["title", "description"], "columns": ["class", "title", "description"]}
+
+
+def ag_news(folder, train='"2","A ""b""","c"\n"1","d","e"\n"2","f","g"\n', test='"1","h","i"\n'):
+    "A folder as AG News is published: quoted cells and no line of names."
+    (folder / "train.csv").write_text(train, encoding="utf-8")
+    (folder / "test.csv").write_text(test, encoding="utf-8")
+    return folder
+
+
+def test_ag_news_as_it_is_published(tmp_path):
+    data = text_csv(str(ag_news(tmp_path)), **AG_NEWS, class_names=["World", "Sports"], max_length=8)
+    assert texts_in(data) == ['A "b" c', "d e", "f g", "h i"] and data.labels.tolist() == [1, 0, 1, 0]
+    assert data.class_names == ["World", "Sports"] and data.official_test == 1 and data.shape == (8,)
+
+
+def test_imdb_as_it_is_published(tmp_path):
+    (tmp_path / "IMDB Dataset.csv").write_text('review,sentiment\n"Good, really.<br /><br />Twice.",positive\nBad,negative\nBad,negative\n', encoding="utf-8")
+    data = text_csv(tmp_path / "IMDB Dataset.csv", label="sentiment", text=["review"])
+    assert texts_in(data) == ["Good, really. Twice.", "Bad"] and data.class_names == ["negative", "positive"] and data.labels.tolist() == [1, 0]
+
+
+def test_what_is_tested_on_is_not_trained_on(tmp_path):
+    data = text_csv(ag_news(tmp_path, test='"2","f","g"\n"1","h","i"\n'), **AG_NEWS)
+    assert texts_in(data) == ['A "b" c', "d e", "f g", "h i"] and data.official_test == 2
+
+
+@pytest.mark.parametrize("train,options,said", [
+    ('"1","a"\n"2","b","c"\n', {}, "too few cells in entry 1"),
+    ("", {}, "no lines"),
+    ('"1","a","b"\n"2","b","c"\n', {"text": ["body"]}, "the column body of .* class, title, description"),
+    ('"1","a","b"\n"2","b","c"\n', {"class_names": ["World"]}, "1 class_names .* 2, one for each of the labels 1, 2"),
+    ('"1","a","b"\n"1","b","c"\n', {}, "1 different labels"),
+    ("\0", {}, "cells|CSV"),
+])
+def test_files_that_are_not_what_they_should_be(tmp_path, train, options, said):
+    with pytest.raises(UserError, match=said):
+        text_csv(ag_news(tmp_path, train), **{**AG_NEWS, **options})
+
+
+def test_files_that_are_not_there(tmp_path):
+    for root in (None, tmp_path, tmp_path / "none.csv"):
+        with pytest.raises(UserError, match="data.root=.* a folder that holds train.csv and test.csv"):
+            text_csv(root)
+    (tmp_path / "latin.csv").write_bytes(b"class,text\n1,\xe9\n")
+    with pytest.raises(UserError, match="latin.csv cannot be read as CSV in UTF-8"):
+        text_csv(tmp_path / "latin.csv")
+
+
+def test_the_published_sets_are_one_setting(tmp_path):
+    folder = ag_news(tmp_path, '"1","a","b"\n"2","b","c"\n"3","d","e"\n"4","f","g"\n')
+    node = load_config(["data=ag_news", "model=classifier", "model/preprocessor=text"]).data
+    assert instantiate(node.dataset)(folder).class_names == ["World", "Sports", "Business", "Sci/Tech"]
+    assert load_config(["data=imdb", "model=classifier", "model/preprocessor=text"]).data.dataset.label == "sentiment"

@@ -1,0 +1,195 @@
+# Made from nbs/10_process.ipynb by `pmd-dev tests`. Edit the notebook.
+import math
+import pytest
+import torch
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.diffusion.process import Diffusion
+from perceiver_moe_diffusion.diffusion.process import PredictionType
+from perceiver_moe_diffusion.diffusion.process import bits_per_dim
+from perceiver_moe_diffusion.diffusion.process import cosine
+from perceiver_moe_diffusion.diffusion.process import linear
+from perceiver_moe_diffusion.diffusion.process import posterior
+from perceiver_moe_diffusion.diffusion.process import sigmoid
+from perceiver_moe_diffusion.diffusion.process import zero_terminal_snr
+from torch.testing import assert_close
+
+
+@pytest.mark.parametrize("ours, theirs", [(linear, "linear"), (cosine, "squaredcos_cap_v2"), (sigmoid, "sigmoid")])
+def test_betas_equal_diffusers(ours, theirs):
+    from diffusers import DDPMScheduler
+
+    alpha_bar = ours(1000)
+    betas = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    assert_close(betas.float(), DDPMScheduler(beta_schedule=theirs).betas, atol=3e-8, rtol=0)
+
+
+def test_zero_terminal_snr_equals_diffusers():
+    from diffusers import DDPMScheduler
+
+    peer = DDPMScheduler(beta_schedule="linear", rescale_betas_zero_snr=True)
+    table = zero_terminal_snr(linear())
+    betas = 1 - table / torch.cat([torch.ones(1, dtype=torch.float64), table[:-1]])
+    assert table[-1] == 0
+    assert_close(betas.float(), peer.betas, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", [linear, cosine, sigmoid])
+@pytest.mark.parametrize("T", [50, 100, 200, 400, 1000])
+def test_every_schedule_falls_from_almost_1_to_almost_0_whatever_t(schedule, T):
+    table = schedule(T)
+    assert table.shape == (T,) and table.dtype == torch.float64
+    assert (table.diff() < 0).all() and 0.9 < table[0] < 1 and 0 < table[-1] < 2e-3
+
+
+@pytest.mark.parametrize("prediction_type", list(PredictionType))
+@pytest.mark.parametrize("alpha_bar", [0.9999, 0.5, 0.001])
+def test_an_answer_turns_back_into_image_and_noise(prediction_type, alpha_bar):
+    torch.manual_seed(0)
+    x0, eps = torch.randn(2, 50, dtype=torch.float64)
+    a, b = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    y, x_t = prediction_type.target(x0, eps, a, b), a * x0 + b * eps
+    assert_close(prediction_type.to_x0(y, x_t, a, b), x0)
+    assert_close(prediction_type.to_eps(y, x_t, a, b), eps)
+
+
+def test_v_and_x_t_are_a_rotation_of_eps_and_x0():
+    a, b = math.cos(0.7), math.sin(0.7)
+    x0, eps = torch.randn(2, 50, dtype=torch.float64)
+    v, x_t = PredictionType.v.target(x0, eps, a, b), a * x0 + b * eps
+    assert_close(x_t**2 + v**2, x0**2 + eps**2)
+
+
+class Oracle:
+    "A model that knows one image and answers with its exact target."
+    null_label = 10
+
+    def __init__(self, diffusion, x0):
+        self.diffusion, self.x0, self.labels = diffusion, x0, None
+
+    def __call__(self, x_t, t, label, return_routing=False):
+        self.labels = label
+        a, b = self.diffusion.rates(t, x_t)
+        y = self.diffusion.prediction_type.target(self.x0, (x_t - a * self.x0) / b, a, b)
+        return (y, []) if return_routing else y
+
+
+@pytest.mark.parametrize("prediction_type", ["eps", "x0", "v"])
+@pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
+def test_a_model_that_knows_the_image_has_no_loss(prediction_type, loss):
+    diffusion = Diffusion(prediction_type=prediction_type, loss=loss, min_snr_gamma=5)
+    x0 = torch.rand(6, 1, 4, 4, dtype=torch.float64) * 2 - 1
+    draw = diffusion.sample_noise(6, (1, 4, 4), torch.Generator().manual_seed(0))
+    value, routings = diffusion.loss(Oracle(diffusion, x0), x0, torch.zeros(6, dtype=torch.long), draw)
+    assert value < 1e-9 and routings == []
+
+
+def test_q_sample_and_velocity_equal_diffusers():
+    from diffusers import DDPMScheduler
+
+    peer, diffusion = DDPMScheduler(beta_schedule="linear"), Diffusion(schedule=linear)
+    torch.manual_seed(0)
+    x0, eps, t = torch.randn(64, 1, 8, 8), torch.randn(64, 1, 8, 8), torch.randint(0, 1000, (64,))
+    assert_close(diffusion.q_sample(x0, t, eps), peer.add_noise(x0, eps, t), atol=4e-6, rtol=0)
+    a, b = diffusion.rates(t, x0)
+    assert_close(PredictionType.v.target(x0, eps, a, b), peer.get_velocity(x0, eps, t), atol=4e-6, rtol=0)
+
+
+def test_min_snr_weights_are_those_of_the_paper():
+    t = torch.arange(1000)
+    a2 = cosine()
+    snr = a2 / (1 - a2)
+    capped = snr.clamp(max=5)
+    for prediction_type, wanted in (("x0", capped), ("eps", capped / snr), ("v", capped / (snr + 1))):
+        assert_close(Diffusion(prediction_type=prediction_type, min_snr_gamma=5).weight(t), wanted.float(), rtol=1e-5, atol=1e-7)
+    assert_close(Diffusion().weight(t), torch.ones(1000))
+
+
+def test_levels_cover_the_range_and_each_is_as_likely_as_another():
+    diffusion = Diffusion(100)
+    draws = torch.stack([diffusion.sample_noise(10, (1,), torch.Generator().manual_seed(seed)).t for seed in range(2000)])
+    assert (draws.sort(dim=1).values // 10 == torch.arange(10)).all(), "one level in every tenth of the range"
+    counts = torch.bincount(draws.flatten(), minlength=100)
+    assert counts.min() > 140 and counts.max() < 260        # 200 expected, standard deviation 14
+    first = draws[:, 0].double()
+    assert abs(first.mean() - 49.5) < 2, "the order is random: no place in the batch prefers a level"
+
+
+def test_labels_are_dropped_at_the_given_rate_and_replaced_by_the_models_null_label():
+    diffusion = Diffusion(label_dropout=0.3)
+    x0 = torch.zeros(4000, 1, 1, 1)
+    oracle = Oracle(diffusion, x0)
+    diffusion.loss(oracle, x0, torch.full((4000,), 7), diffusion.sample_noise(4000, (1, 1, 1), torch.Generator().manual_seed(0)))
+    assert set(oracle.labels.tolist()) == {7, 10}
+    assert abs((oracle.labels == 10).double().mean() - 0.3) < 0.03
+
+
+def test_two_processes_share_one_draw():
+    draw = Diffusion().sample_noise(8, (1, 2, 2), torch.Generator().manual_seed(0))
+    halves = [draw.share(rank, 2) for rank in (0, 1)]
+    for whole, *parts in zip(draw, *halves):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(timesteps=1), "timesteps=1 is not possible; allowed: 2 or more"),
+    (dict(prediction_type="eps", zero_snr=True), "prediction_type=eps with zero terminal SNR is not possible; allowed: x0 or v"),
+    (dict(prediction_type="w"), "prediction_type=w is not possible; allowed: eps, x0, v"),
+    (dict(loss="l3"), "loss=l3 is not possible; allowed: mse, l1, huber"),
+    (dict(label_dropout=1.5), "label_dropout=1.5"), (dict(min_snr_gamma=float("nan")), "min_snr_gamma=nan")])
+def test_impossible_settings_are_refused_with_one_sentence(options, message):
+    with pytest.raises(UserError, match=message):
+        Diffusion(**options)
+
+
+def test_posterior_is_bayes_rule():
+    "Where everything is normal, q(x_prev | x_t, x0) follows from the joint covariance of x_prev and x_t given x0."
+    A, P, x0, x_t = 0.2, 0.5, 0.7, -0.4
+    var_prev, var_t, cov = 1 - P, 1 - A, math.sqrt(A / P) * (1 - P)
+    mean = math.sqrt(P) * x0 + cov / var_t * (x_t - math.sqrt(A) * x0)
+    ours, variance = posterior(torch.tensor(x0), torch.tensor(x_t), A, P)
+    assert_close(ours, torch.tensor(mean))
+    assert abs(variance - (var_prev - cov**2 / var_t)) < 1e-12
+
+
+def test_the_last_step_lands_on_the_image():
+    mean, variance = posterior(torch.tensor(0.3), torch.tensor(2.0), A=0.999, P=1.0)
+    assert_close(mean, torch.tensor(0.3))
+    assert variance == 0
+
+
+class GaussianDenoiser:
+    "The exact E[x0 | x_t] for pixels drawn from N(mean, std²); null_label is not used."
+    null_label = 0
+
+    def __init__(self, diffusion, mean=0.1, std=0.25):
+        self.diffusion, self.mean, self.std = diffusion, mean, std
+
+    def __call__(self, x_t, t, label, return_routing=False):
+        a, b = self.diffusion.rates(t, x_t)
+        gain = a * self.std**2 / (a**2 * self.std**2 + b**2)
+        x0 = self.mean + gain * (x_t - a * self.mean)
+        return self.diffusion.prediction_type.target(x0, (x_t - a * x0) / b, a, b)
+
+
+def gaussian_bits(fixed_large, T=200, levels=256):
+    diffusion = Diffusion(T, schedule=cosine, prediction_type="eps")
+    generator = torch.Generator().manual_seed(0)
+    x0 = 0.1 + 0.25 * torch.randn(64, 1, 16, 16, generator=generator, dtype=torch.float64)
+    x0 = (((x0 + 1) * (levels - 1) / 2).round() * 2 / (levels - 1) - 1)           # put the pixels on the grey levels
+    return x0, bits_per_dim(GaussianDenoiser(diffusion), diffusion, x0, torch.zeros(64, dtype=torch.long), levels, fixed_large, False, generator)
+
+
+def test_the_bound_lies_above_the_true_likelihood_and_near_it():
+    x0, small = gaussian_bits(fixed_large=False)
+    _, large = gaussian_bits(fixed_large=True)
+    width = 2 / 255
+    truth = -(torch.distributions.Normal(0.1, 0.25).log_prob(x0).mean() + math.log(width)) / math.log(2)
+    assert abs(truth - (math.log2(0.25 * math.sqrt(2 * math.pi * math.e)) + math.log2(255 / 2))) < 0.02, "the entropy of the pixels"
+    for bound in (small.mean(), large.mean()):
+        assert truth < bound < truth + 1
+
+
+def test_half_a_bin_depends_on_the_number_of_grey_levels():
+    _, many = gaussian_bits(True, T=50, levels=256)
+    _, few = gaussian_bits(True, T=50, levels=17)
+    assert abs((many.mean() - few.mean()) - math.log2(255 / 16)) < 0.6, "16 times coarser bins are log2(16) = 4 bits cheaper"

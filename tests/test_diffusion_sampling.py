@@ -1,0 +1,319 @@
+# Made from nbs/11_sampling.ipynb by `pmd-dev tests`. Edit the notebook.
+import pytest
+import torch
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.diffusion.process import Diffusion
+from perceiver_moe_diffusion.diffusion.process import PredictionType
+from perceiver_moe_diffusion.diffusion.process import cosine
+from perceiver_moe_diffusion.diffusion.process import linear
+from perceiver_moe_diffusion.diffusion.sampling import DDIM
+from perceiver_moe_diffusion.diffusion.sampling import DDPM
+from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
+from perceiver_moe_diffusion.diffusion.sampling import NoiseStream
+from perceiver_moe_diffusion.diffusion.sampling import classifier_free_guidance
+from perceiver_moe_diffusion.diffusion.sampling import inpaint
+from perceiver_moe_diffusion.diffusion.sampling import sdedit_start
+from perceiver_moe_diffusion.diffusion.sampling import trailing_step_pairs
+from torch.testing import assert_close
+
+
+@pytest.mark.parametrize("T, steps", [(1000, 1), (1000, 12), (1000, 1000), (10, 7)])
+def test_steps_begin_at_pure_noise_end_at_the_image_and_are_linked(T, steps):
+    pairs = trailing_step_pairs(T, steps)
+    assert len(pairs) == steps and pairs[0][0] == T - 1 and pairs[-1][1] == -1
+    assert all(t > t_next for t, t_next in pairs)
+    assert all(pair[1] == following[0] for pair, following in zip(pairs, pairs[1:]))
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001, 2.5])
+def test_impossible_numbers_of_steps_are_refused(steps):
+    with pytest.raises(UserError, match="allowed: 1 to 1000"):
+        trailing_step_pairs(1000, steps)
+
+
+def test_an_images_noise_does_not_depend_on_the_batch():
+    many, few = NoiseStream([(7, i) for i in range(5)], (1, 4, 4)), NoiseStream([(7, 3)], (1, 4, 4))
+    for _ in range(40):                                   # beyond one block
+        assert torch.equal(many()[3:4], few())
+
+
+def test_images_and_steps_have_different_noise():
+    stream = NoiseStream([(0, 0), (0, 1), (1, 0)], (1, 30, 30))
+    first, second = stream(), stream()
+    flat = torch.cat([first, second]).flatten(1)
+    correlation = torch.corrcoef(flat) - torch.eye(6)
+    assert correlation.abs().max() < 0.2 and abs(flat.std() - 1) < 0.05
+
+
+def test_how_many_steps_are_drawn_at_a_time_changes_nothing():
+    at_once, one_by_one = NoiseStream([(2, 0), (2, 1)], (3, 5, 5)), NoiseStream([(2, 0), (2, 1)], (3, 5, 5))
+    together = at_once.draw(20)
+    assert together.shape == (20, 2, 3, 5, 5)
+    assert torch.equal(together, torch.cat([one_by_one.draw(1) for _ in range(20)]))
+
+
+def test_the_noise_is_normal():
+    "Moments, tails, and the largest distance to the normal distribution function (Kolmogorov & Smirnov), at 1.6 million numbers."
+    z = NoiseStream([(3, i) for i in range(4)], (1, 100, 500)).draw(8).flatten().double().sort().values
+    n = len(z)
+    for power, moment, spread in ((1, 0, 1), (2, 1, 2**0.5), (3, 0, 15**0.5), (4, 3, 96**0.5)):
+        assert abs((z**power).mean() - moment) < 4 * spread / n**0.5, f"moment {power}"
+    ecdf = torch.arange(1, n + 1, dtype=torch.float64) / n
+    assert (torch.special.ndtr(z) - ecdf).abs().max() < 1.63 / n**0.5       # 1 % of truly normal samples are further off
+    beyond_4 = float((z.abs() > 4).sum())
+    assert abs(beyond_4 - n * 6.334e-5) < 4 * (n * 6.334e-5) ** 0.5 and z.abs().max() > 4.2
+
+
+def test_steps_images_and_neighbours_share_nothing():
+    "The two numbers made from one pair are independent: neither they nor their squares are correlated."
+    flat = NoiseStream([(1, 0), (1, 1)], (1, 200, 200)).draw(8).flatten(0, 1).flatten(1)
+    for rows in (flat, flat.square()):
+        assert (torch.corrcoef(rows) - torch.eye(16)).abs().max() < 5 / flat.shape[1] ** 0.5
+
+
+class Toy:
+    "A model with a different answer for each label, and none of the batch's business elsewhere."
+    null_label = 10
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, x, t, label):
+        self.calls.append(len(x))
+        return torch.tanh(x) * (1 + label.view(-1, 1, 1, 1)) + t.view(-1, 1, 1, 1) / 1000
+
+
+X, T5, LABEL = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((5,), 300), torch.arange(5)
+
+
+@pytest.mark.parametrize("s", [0.5, 2.0, 7.5])
+def test_the_two_forms_of_guidance_agree(s):
+    model, w = Toy(), s - 1
+    cond, uncond = model(X, T5, LABEL), model(X, T5, torch.full_like(LABEL, 10))
+    assert_close(classifier_free_guidance(model, X, T5, LABEL, s), (1 + w) * cond - w * uncond)
+
+
+def test_scale_1_is_conditional_and_0_unconditional_and_either_is_one_forward():
+    model = Toy()
+    assert_close(classifier_free_guidance(model, X, T5, LABEL, 1.0), model(X, T5, LABEL))
+    assert_close(classifier_free_guidance(model, X, T5, LABEL, 0.0), model(X, T5, torch.full_like(LABEL, 10)))
+    assert set(model.calls) == {5}
+    classifier_free_guidance(model, X, T5, LABEL, 1.5)
+    assert model.calls[-1] == 10
+
+
+def test_each_image_may_have_its_own_scale():
+    scales = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
+    together = classifier_free_guidance(Toy(), X, T5, LABEL, scales)
+    alone = torch.cat([classifier_free_guidance(Toy(), X[i:i + 1], T5[:1], LABEL[i:i + 1], float(s)) for i, s in enumerate(scales)])
+    assert_close(together, alone)
+
+
+@pytest.mark.parametrize("prediction_type", list(PredictionType))
+def test_guidance_commutes_with_the_objective(prediction_type):
+    "Guiding the answer is guiding x0: the step from one to the other is linear. (Clipping and rescale are not, hence the order of the loop.)"
+    a, b = 0.6, 0.8
+    cond, uncond, x = torch.randn(3, 2, 1, 4, 4)
+    guided = prediction_type.to_x0(uncond + 3 * (cond - uncond), x, a, b)
+    x0_c, x0_u = prediction_type.to_x0(cond, x, a, b), prediction_type.to_x0(uncond, x, a, b)
+    assert_close(guided, x0_u + 3 * (x0_c - x0_u))
+
+
+def test_full_rescale_brings_back_the_conditional_contrast():
+    model = Toy()
+    guided = classifier_free_guidance(model, X, T5, LABEL, 5.0, rescale=1.0)
+    assert_close(guided.std((1, 2, 3)), model(X, T5, LABEL).std((1, 2, 3)))
+    assert_close(classifier_free_guidance(model, X, T5, LABEL, 5.0, rescale=0.5),
+                 (guided + classifier_free_guidance(model, X, T5, LABEL, 5.0)) / 2)
+
+
+def eps_model(x, t, label):
+    "A smooth stand-in for a trained network that predicts ε."
+    return torch.sin(3 * x) * 0.3 + 0.8 * x * (1 + t.view(-1, 1, 1, 1)) / 1000
+
+
+def ours(sampler, prediction_type="eps", model=eps_model, schedule=linear, noise=None, start=1.0):
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * start
+    diffusion = Diffusion(1000, schedule, prediction_type=prediction_type)
+    *_, last = sampler.iterate(model, diffusion, torch.zeros(2, dtype=torch.long), x, noise)
+    return last.x_next
+
+
+def theirs(scheduler, steps, start=1.0, **step_options):
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * start
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        answer = eps_model(scheduler.scale_model_input(x, t), t.long().expand(2), None)
+        x = scheduler.step(answer, t, x, **step_options).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50, 100])
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddim_equals_diffusers(steps, clip):
+    from diffusers import DDIMScheduler
+
+    peer = DDIMScheduler(beta_schedule="linear", clip_sample=clip, set_alpha_to_one=True, timestep_spacing="trailing")
+    assert_close(ours(DDIM(steps, 1.0, clip=clip)), theirs(peer, steps, use_clipped_model_output=clip), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("steps", [2, 5, 10, 12, 20, 50])
+def test_dpm_solver_equals_diffusers_and_its_first_order_is_ddim(order, steps):
+    from diffusers import DPMSolverMultistepScheduler
+
+    peer = DPMSolverMultistepScheduler(beta_schedule="linear", algorithm_type="dpmsolver++", solver_type="midpoint", solver_order=order,
+                                       timestep_spacing="trailing", final_sigmas_type="zero", lower_order_final=True)
+    sampler = (DDIM if order == 1 else DPMSolverPP)(steps, 1.0, clip=False)
+    peer.set_timesteps(steps)
+    if [int(t) for t in peer.timesteps] != [t for t, _ in trailing_step_pairs(1000, steps)]:
+        pytest.skip("diffusers rounds these levels differently")
+    assert_close(ours(sampler), theirs(peer, steps), atol=5e-5, rtol=1e-5)
+
+
+def test_euler_equals_ddim():
+    "Euler's method in σ, fed x_T/√ᾱ_T, is DDIM in other words."
+    from diffusers import EulerDiscreteScheduler
+
+    peer = EulerDiscreteScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing")
+    assert_close(ours(DDIM(20, 1.0, clip=False)), theirs(peer, 20, start=linear()[-1].rsqrt().item()), atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_heuns_method_on_our_tables_equals_diffusers(steps):
+    "In σ = √((1−ᾱ)/ᾱ) the path is dx̄/dσ = ε(x̄/√(σ²+1), t); Heun takes the mean of the slopes at both ends, Euler at the last step."
+    from diffusers import HeunDiscreteScheduler
+
+    sigma = [*((1 - linear()) / linear()).sqrt().float().tolist(), 0.0]
+    slope = lambda x, t: eps_model(x / (sigma[t]**2 + 1) ** 0.5, torch.full((2,), t), None)
+    start = linear()[-1].rsqrt().item()
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * start
+    for t, t_next in trailing_step_pairs(1000, steps):
+        h, d = sigma[t_next] - sigma[t], slope(x, t)
+        x = x + h * (d if t_next < 0 else (d + slope(x + h * d, t_next)) / 2)
+    peer = HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing")
+    assert_close(x, theirs(peer, steps, start=start), atol=5e-5, rtol=1e-5)
+
+
+def test_ddpm_equals_ddim_at_eta_1_with_the_same_noise():
+    noise = lambda: NoiseStream([(5, 0), (5, 1)], (1, 8, 8))
+    assert_close(ours(DDPM(50, 1.0, clip=False), noise=noise()), ours(DDIM(50, 1.0, clip=False, eta=1.0), noise=noise()), atol=1e-5, rtol=1e-5)
+
+
+def test_ddpm_equals_diffusers_with_the_same_noise(monkeypatch):
+    from diffusers import DDPMScheduler
+    from diffusers.schedulers import scheduling_ddpm
+
+    stream = NoiseStream([(5, 0), (5, 1)], (1, 8, 8))
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: stream())
+    peer = DDPMScheduler(beta_schedule="linear", variance_type="fixed_small", clip_sample=False, timestep_spacing="trailing")
+    assert_close(ours(DDPM(50, 1.0, clip=False), noise=NoiseStream([(5, 0), (5, 1)], (1, 8, 8))), theirs(peer, 50), atol=2e-5, rtol=1e-5)
+
+
+class GaussianModel:
+    "The exact denoiser for data from N(0.3, 0.5²)."
+    null_label = 0
+
+    def __init__(self, diffusion):
+        self.diffusion = diffusion
+
+    def __call__(self, x, t, label):
+        a, b = self.diffusion.rates(t, x)
+        x0 = 0.3 + a * 0.25 / (a**2 * 0.25 + b**2) * (x - a * 0.3)
+        return self.diffusion.prediction_type.target(x0, (x - a * x0) / b, a, b)
+
+
+def endpoint_error(sampler):
+    diffusion = Diffusion(1000, cosine)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
+    a, b = diffusion.alpha_bar[-1].sqrt(), (1 - diffusion.alpha_bar[-1]).sqrt()
+    exact = 0.3 + 0.5 * (x - 0.3 * a) / (a**2 * 0.25 + b**2).sqrt()         # the ODE keeps each point's quantile
+    *_, last = sampler.iterate(GaussianModel(diffusion), diffusion, torch.zeros(9, dtype=torch.long), x)
+    return float((last.x_next - exact).abs().max())
+
+
+def test_ddim_is_first_order_and_dpm_solver_better():
+    ddim = [endpoint_error(DDIM(n, 1.0, clip=False)) for n in (10, 20, 40)]
+    second = [endpoint_error(DPMSolverPP(n, 1.0, clip=False)) for n in (10, 20, 40)]
+    assert 1.6 < ddim[0] / ddim[1] < 2.4 and 1.6 < ddim[1] / ddim[2] < 2.4
+    assert all(s < d / 2 for s, d in zip(second, ddim)) and second[2] < second[0] / 6
+
+
+@pytest.mark.parametrize("sampler", [DDIM(100, 1.0, eta=1.0, clip=False), DDPM(100, 1.0, clip=False)])
+def test_stochastic_samplers_reach_the_datas_distribution(sampler):
+    diffusion = Diffusion(1000, cosine)
+    images = sampler.sample(GaussianModel(diffusion), diffusion, torch.zeros(40, dtype=torch.long), (1, 20, 20), [(0, i) for i in range(40)])
+    assert abs(images.mean() - 0.3) < 0.03 and abs(images.std() - 0.5) < 0.06
+
+
+SAMPLERS = [DDIM(8), DDIM(8, eta=1.0), DDPM(8), DPMSolverPP(8)]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_does_not_depend_on_its_batch(sampler):
+    diffusion, labels, seeds = Diffusion(100), torch.arange(6), [(3, i) for i in range(6)]
+    together = sampler.sample(Toy(), diffusion, labels, (1, 4, 4), seeds)
+    alone = torch.cat([sampler.sample(Toy(), diffusion, labels[i:i + 1], (1, 4, 4), seeds[i:i + 1]) for i in range(6)])
+    assert_close(together, alone)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("schedule", [linear, cosine])
+@pytest.mark.parametrize("prediction_type", ["x0", "v"])
+def test_pure_noise_at_the_start_is_no_special_case(sampler, schedule, prediction_type):
+    "With zero terminal SNR ᾱ is exactly 0 at the first step: no division by it anywhere."
+    diffusion = Diffusion(100, schedule, zero_snr=True, prediction_type=prediction_type)
+    images = sampler.sample(Toy(), diffusion, torch.arange(3), (1, 4, 4), [(0, i) for i in range(3)])
+    assert images.isfinite().all() and images.abs().max() <= 1.001
+
+
+def test_clipping_keeps_x0_in_range_and_the_noise_consistent():
+    diffusion = Diffusion(100)
+    for step in DDIM(8, 5.0).iterate(Toy(), diffusion, LABEL, X):
+        a, b = diffusion.alpha_bar[step.t].sqrt(), (1 - diffusion.alpha_bar[step.t]).sqrt()
+        assert step.x0.abs().max() <= 1
+        assert_close(a.float() * step.x0 + b.float() * step.eps, step.x, atol=1e-5, rtol=1e-5)
+
+
+def test_outside_its_interval_guidance_is_off():
+    model, diffusion = Toy(), Diffusion(100)
+    sigma = lambda t: float(((1 - diffusion.alpha_bar[t]) / diffusion.alpha_bar[t]).sqrt())
+    for step in DDIM(10, 3.0, guidance_interval=[0.3, 2.0]).iterate(model, diffusion, LABEL, X):
+        assert model.calls[-1] == (10 if 0.3 <= sigma(step.t) <= 2.0 else 5)
+
+
+def test_a_loop_that_is_not_asked_further_stops():
+    model = Toy()
+    steps = DDIM(8, 1.0).iterate(model, Diffusion(100), LABEL, X)
+    next(steps), next(steps)
+    steps.close()
+    assert len(model.calls) == 2
+
+
+@pytest.mark.parametrize("sampler, message", [
+    (DDIM(8, float("nan")), "guidance_scale=nan"), (DDIM(8, -1.0), "guidance_scale=-1.0"), (DDIM(8, float("inf")), "guidance_scale=inf"),
+    (DDIM(8, guidance_rescale=2), "guidance_rescale=2"), (DDIM(8, guidance_interval=[2, 1]), r"guidance_interval=\[2, 1\]"),
+    (DDIM(8, eta=1.5), "eta=1.5"), (DDIM(0), "steps=0"), (DDIM(101), "steps=101")])
+def test_impossible_settings_are_refused_with_one_sentence(sampler, message):
+    with pytest.raises(UserError, match=message):
+        next(sampler.iterate(Toy(), Diffusion(100), LABEL, X))
+
+
+def test_inpainting_keeps_the_known_pixels_exactly():
+    diffusion, known = Diffusion(100), torch.rand(5, 1, 4, 4) * 2 - 1
+    keep = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    keep[..., :2] = True
+    noise = NoiseStream([(9, i) for i in range(5)], (1, 4, 4))
+    *_, last = DDIM(8, 1.0).iterate(Toy(), diffusion, LABEL, X, on_step=inpaint(known, keep, diffusion, noise))
+    assert_close(last.x_next[..., :2], known[..., :2])
+    assert not torch.allclose(last.x_next[..., 2:], known[..., 2:])
+
+
+def test_starting_from_an_image_takes_a_share_of_the_steps():
+    diffusion, image = Diffusion(1000, cosine), torch.full((2, 1, 4, 4), 0.3)
+    noise = lambda: NoiseStream([(1, 0), (1, 1)], (1, 4, 4))
+    start = sdedit_start(image, 0.3, 20, diffusion, noise())
+    assert len(start["pairs"]) == 6
+    far = lambda strength: (DDIM(20, 1.0).sample(GaussianModel(diffusion), diffusion, torch.zeros(2, dtype=torch.long), (1, 4, 4), [(0, 0), (0, 1)],
+                                                 **sdedit_start(image, strength, 20, diffusion, noise())) - image).abs().mean()
+    assert far(0.05) < 0.15 < far(1.0)

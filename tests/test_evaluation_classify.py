@@ -1,0 +1,96 @@
+# Made from nbs/57_evaluate_classifier.ipynb by `pmd-dev tests`. Edit the notebook.
+import json
+import pytest
+import torch
+from hydra.utils import instantiate
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.data.images import digits
+from perceiver_moe_diffusion.evaluation.classify import classify
+from perceiver_moe_diffusion.evaluation.classify import confusion
+from perceiver_moe_diffusion.evaluation.classify import show_confusion
+from perceiver_moe_diffusion.evaluation.classify import show_predictions
+from perceiver_moe_diffusion.evaluation.generate import evaluate
+from perceiver_moe_diffusion.experiments.perceiver_study import classifier_costs
+from perceiver_moe_diffusion.explore.attention_maps import read_by_the_question
+from perceiver_moe_diffusion.explore.attention_maps import show_reading
+from perceiver_moe_diffusion.models.classifier import Classifier
+from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.perceiver import PerceiverIO
+from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline
+from perceiver_moe_diffusion.pipelines.files import from_pretrained
+from perceiver_moe_diffusion.runs.build import build_run
+from perceiver_moe_diffusion.runs.cli import pmd_evaluate
+from perceiver_moe_diffusion.runs.cli import pmd_sample
+from perceiver_moe_diffusion.runs.cli import pmd_train
+from perceiver_moe_diffusion.runs.overrides import load_config
+from torch.testing import assert_close
+
+
+TINY = ["experiment=perceiver_cifar10", "data=digits", "data/augment=none", "model.dim=32", "model.depth=1", "model.num_latents=4", "model.num_heads=2", "model.query_dim=32"]
+
+
+def small(**core):
+    "A very small classifier of digits with fresh weights; always the same."
+    torch.manual_seed(0)
+    settings = {"dim": 32, "num_latents": 6, "depth": 1, "num_heads": 2, **core}
+    net = Classifier((1, 8, 8), 10, core=lambda *given, **more: PerceiverIO(*given, **more, **settings), query_dim=32)
+    return ClassifierPipeline(net, [str(i) for i in range(10)])
+
+
+def test_the_confusion_matrix_counts_who_was_taken_for_whom():
+    counts = confusion(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0]), 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    axes = show_confusion(counts, ["cat", "dog", "eel"]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["50", "50", "100", "100"] and axes.get_yticklabels()[2].get_text() == "eel"
+
+
+def test_predictions_are_marked_where_they_are_wrong():
+    figure = show_predictions(torch.zeros(3, 1, 4, 4), torch.tensor([0, 1, 1]), torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), ["cat", "dog"], columns=2)
+    assert [axes.get_title() for axes in figure.axes] == ["cat\n90 %", "dog\n80 %", "× cat\n60 %", ""]
+
+
+@pytest.mark.parametrize("core", [{}, {"num_stages": 2}])
+def test_what_the_question_reads_adds_up_to_one(core):
+    pipeline, images = small(**core), digits().inputs(slice(0, 5))
+    maps = read_by_the_question(pipeline.model, images)
+    assert maps.shape == (5, 8, 8) and bool((maps >= 0).all())
+    assert_close(maps.sum((1, 2)), torch.ones(5))
+    assert len(show_reading(pipeline.model, images).axes) == 10
+
+
+@pytest.mark.parametrize("feed_forward, layers", [(lambda dim: build_moe(dim, 4, 2), 2), (None, 0)])
+def test_a_classifier_is_judged_on_all_test_images_with_and_without_experts(tmp_path, feed_forward, layers):
+    data = build_run(load_config([*TINY])).data
+    pipeline = small(**({"feed_forward": feed_forward} if feed_forward else {}))
+    results = classify(pipeline, data, folder=tmp_path)
+    probs = pipeline.predict(data.split("test")[0])
+    assert results["accuracy"] == pytest.approx(float((probs.argmax(-1) == data.split("test")[1]).double().mean())) and results["test_size"] == len(probs) == 360
+    assert results["accuracy_interval"][0] <= results["accuracy"] <= results["accuracy_interval"][1] and list(results["accuracy_by_class"]) == pipeline.class_names
+    assert len(results["expert_load"]) == max(layers, 1) and results["flops"] == pytest.approx(classifier_costs(pipeline.model, (1, 8, 8))["flops"], rel=0.01)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "predictions.png", "routing.png"]
+
+
+def test_what_draws_images_is_no_classifier_and_the_other_way_round(tmp_path, monkeypatch, capsys):
+    data = build_run(load_config([*TINY])).data
+    with pytest.raises(UserError, match="ClassifierPipeline.* evaluation=generate"):
+        classify(from_pretrained("digits"), data)
+    with pytest.raises(UserError, match="a ClassifierPipeline .* evaluation=classify"):
+        evaluate(small(), data)
+    monkeypatch.chdir(tmp_path)
+    pmd_train([*TINY, "trainer.max_steps=2", "run_dir=run"])
+    assert "accuracy on the test part" in capsys.readouterr().out
+    for command, line in ((pmd_sample, ["run=run", "label=3"]), (pmd_evaluate, ["run=run"])):
+        with pytest.raises(SystemExit) as ended:
+            command(line)
+        told = capsys.readouterr().err
+        assert ended.value.code == 2 and "ClassifierPipeline" in told and "Traceback" not in told
+    pmd_evaluate(["run=run", "evaluation=classify"])
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["accuracy"] == json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"]
+
+
+def test_the_reference_has_the_size_that_its_source_reports_and_ours_is_smaller():
+    sizes = []
+    for name in ("perceiver_cifar10", "perceiver_cifar10_fast"):
+        net = instantiate(load_config([f"experiment={name}"]).model.net, input_shape=(3, 32, 32), num_classes=10, _convert_="all")
+        sizes.append(sum(p.numel() for p in net.parameters()))
+    assert abs(sizes[0] / 4.00e6 - 1) < 0.01 and sizes[1] <= sizes[0]

@@ -1,0 +1,151 @@
+# Made from nbs/56_evaluate.ipynb by `pmd-dev tests`. Edit the notebook.
+import functools
+import json
+import pytest
+import torch
+from matplotlib import image as pictures
+from perceiver_moe_diffusion.data.images import digits
+from perceiver_moe_diffusion.data.module import DataModule
+from perceiver_moe_diffusion.diffusion.process import Diffusion
+from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
+from perceiver_moe_diffusion.evaluation.generate import evaluate
+from perceiver_moe_diffusion.evaluation.generate import measured_load
+from perceiver_moe_diffusion.evaluation.generate import routings_over_time
+from perceiver_moe_diffusion.evaluation.generate import save_pictures
+from perceiver_moe_diffusion.evaluation.generate import show_samples
+from perceiver_moe_diffusion.models.adapters import ConvAdapter
+from perceiver_moe_diffusion.models.attention import Dense
+from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
+from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.perceiver import PerceiverIO
+from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
+from torch.testing import assert_close
+
+
+def small_pipeline(data, feed_forward=functools.partial(build_moe, num_experts=4, top_k=2), depth=1):
+    "A pipeline for 8×8 digits with fresh weights."
+    torch.manual_seed(0)
+    core = functools.partial(PerceiverIO, dim=48, num_latents=6, depth=depth, num_heads=2, feed_forward=feed_forward)
+    model = PerceiverDenoiser(data.input_shape, data.num_classes, functools.partial(ConvAdapter, dim=48, stem_channels=16), core=core, condition_dim=48)
+    return GeneratorPipeline(model, Diffusion(100), DPMSolverPP(steps=6), data.data.class_names)
+
+
+@functools.cache
+def tiny():
+    "Data and a model with fresh weights: measuring works on any model."
+    data = DataModule(digits)
+    return data, small_pipeline(data)
+
+
+def test_routings_cover_every_token_and_every_noise_level_once():
+    data, pipeline = tiny()
+    images, labels = data.split("test")
+    routings = routings_over_time(pipeline, images[:260], labels[:260])
+    tokens = len(pipeline.model.adapter.positions)  # the decoder answers one query per token; the latent block holds 6 latents and the condition
+    assert [tuple(r.expert_ids.shape) for r in routings] == [(260 * 7, 2), (260 * tokens, 2)]
+    assert_close(routings[0].expert_ids, routings_over_time(pipeline, images[:260], labels[:260])[0].expert_ids)
+    assert not torch.equal(routings[0].logits, routings_over_time(pipeline, images[:260], labels[:260], seed=1)[0].logits)
+
+
+def test_the_load_of_each_layer_adds_up_to_its_number_of_experts():
+    data, _ = tiny()
+    pipeline = small_pipeline(data, functools.partial(build_moe, num_experts=3, top_k=1), depth=2)
+    load = measured_load(pipeline, data, images=50)
+    assert load.shape == (3, 3) and bool((load >= 0).all())
+    assert_close(load.sum(dim=1), torch.full((3,), 3.0, dtype=load.dtype))
+
+
+def test_a_dense_model_has_one_expert_that_is_always_used():
+    data, _ = tiny()
+    pipeline = small_pipeline(data, Dense)
+    assert routings_over_time(pipeline, *(part[:10] for part in data.split("test"))) == []
+    assert measured_load(pipeline, data).tolist() == [[1.0]]
+
+
+FLOORS = ["fd_floor", "density_floor", "coverage_floor", "memorisation_floor", "nearest_distance_floor", "classifier_accuracy_on_test"]
+FIGURES = ["conditional_accuracy", "conditional_accuracy_interval", "conditional_accuracy_by_class", "conditional_accuracy_s1", "fd", "fd_images",
+           "density", "coverage", "memorisation", "nearest_distance", "diversity", "diversity_s1", "min_expert_load", "expert_load",
+           "guidance_scale", "fd_guidance_scale", "steps", "flops_per_step", "parameters", "evaluate_seconds"]
+QUICK = dict(samples_per_class=6, max_fd_images=60, classifier_steps=25)
+
+
+@functools.cache
+def measured():
+    data, pipeline = tiny()
+    return evaluate(pipeline, data, **QUICK)
+
+
+def numbers(value):
+    "All numbers in a nested result."
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [n for item in value for n in numbers(item)] if isinstance(value, (list, tuple)) else [value]
+
+
+def test_every_figure_is_there_and_finite():
+    results = measured()
+    assert sorted(results) == sorted(FLOORS + FIGURES)
+    assert all(isinstance(n, (int, float)) for n in numbers(results)) and bool(torch.tensor(numbers(results)).isfinite().all())
+    assert results["fd_images"] == 60 and results["steps"] == 6 and results["guidance_scale"] == 2.0
+    assert results["parameters"] == sum(p.numel() for p in tiny()[1].model.parameters())
+    assert list(results["conditional_accuracy_by_class"]) == [str(i) for i in range(10)]
+    assert results["min_expert_load"] == min(min(layer) for layer in results["expert_load"])
+
+
+def test_results_survive_json():
+    results = measured()
+    again = json.loads(json.dumps(results))
+    assert numbers(again) == numbers(results) and list(again) == list(results)
+
+
+def test_the_same_seed_gives_the_same_figures():
+    data, pipeline = tiny()
+    drop = lambda results: {name: value for name, value in results.items() if name != "evaluate_seconds"}
+    assert drop(evaluate(pipeline, data, **QUICK)) == drop(measured())
+    assert drop(evaluate(pipeline, data, **QUICK, seed=1)) != drop(measured())
+
+
+def test_distances_are_measured_at_the_scale_that_is_asked_for():
+    data, pipeline = tiny()
+    asked = []
+    sample = lambda labels, seed=0, **changes: asked.append(changes["guidance_scale"]) or GeneratorPipeline.sample(pipeline, labels, seed, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "sample", sample)
+        results = evaluate(pipeline, data, **QUICK, fd_guidance_scale=0.0)
+    assert asked == [2.0, 0.0] and results["fd_guidance_scale"] == 0.0 and results["fd"] != measured()["fd"]
+
+
+def test_no_more_images_are_compared_than_the_test_part_holds():
+    data, pipeline = tiny()
+    results = evaluate(pipeline, data, samples_per_class=1, max_fd_images=10_000, classifier_steps=2)
+    assert results["fd_images"] == len(data.split("test")[1])
+
+
+def test_fresh_weights_are_far_from_real_images():
+    results = measured()
+    assert results["fd"] > 3 * results["fd_floor"] and results["coverage"] < results["coverage_floor"]
+
+
+def test_the_pictures_are_written(tmp_path):
+    _, pipeline = tiny()
+    save_pictures(tmp_path, pipeline, measured()["expert_load"], scales=(1.0, 2.0))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["denoising.png", "routing.png", "samples.png"]
+    for path in tmp_path.iterdir():
+        picture = pictures.imread(path)
+        assert picture.std() > 0.05 and path.stat().st_size <= 100_000, f"{path.name} is empty or too large"
+
+
+def test_the_grid_of_samples_has_a_row_per_class_and_a_column_per_scale():
+    _, pipeline = tiny()
+    axes = show_samples(pipeline, scales=(0.0, 2.5)).axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [str(i) for i in range(10)]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["s=0\nw=-1", "s=2.5\nw=1.5"]
+
+
+def test_a_dense_model_is_measured_and_drawn_too(tmp_path):
+    data, _ = tiny()
+    pipeline = small_pipeline(data, Dense)
+    results = evaluate(pipeline, data, **QUICK)
+    assert sorted(results) == sorted(measured()) and results["expert_load"] == [[1.0]] and results["min_expert_load"] == 1.0
+    save_pictures(tmp_path, pipeline, results["expert_load"], scales=(1.0,))
+    assert (tmp_path / "routing.png").is_file()

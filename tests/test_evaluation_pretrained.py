@@ -1,0 +1,87 @@
+# Made from nbs/59_pretrained.ipynb by `pmd-dev tests`. Edit the notebook.
+import json
+import pytest
+import shutil
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.data.images import digits
+from perceiver_moe_diffusion.data.module import DataModule
+from perceiver_moe_diffusion.evaluation.pretrained import PROVENANCE_KEYS
+from perceiver_moe_diffusion.evaluation.pretrained import QUICK
+from perceiver_moe_diffusion.evaluation.pretrained import export_pretrained
+from perceiver_moe_diffusion.evaluation.pretrained import judge_of
+from perceiver_moe_diffusion.evaluation.pretrained import load_judge
+from perceiver_moe_diffusion.evaluation.pretrained import record_of
+from perceiver_moe_diffusion.evaluation.pretrained import remeasure
+from perceiver_moe_diffusion.pipelines.files import from_pretrained
+from perceiver_moe_diffusion.pipelines.files import load_pipeline
+from perceiver_moe_diffusion.pipelines.files import pretrained_folder
+from perceiver_moe_diffusion.pipelines.files import pretrained_folders
+from perceiver_moe_diffusion.pipelines.files import read_weights
+from safetensors.torch import save_file
+
+
+@pytest.mark.parametrize("name", sorted(pretrained_folders()))
+def test_the_recorded_figures_come_out_again(name):
+    "From the shipped weights and the shipped judge. Another machine adds up in another order: an image of two hundred may change sides."
+    record, again = record_of(name)["quick"], remeasure(from_pretrained(name), judge_of(name), **QUICK)
+    assert abs(again["conditional_accuracy"] - record["conditional_accuracy"]) <= 0.004
+    assert abs(again["conditional_accuracy_s1"].value - record["conditional_accuracy_s1"][0]) <= 0.006
+    for figure in ("fd", "density", "coverage"):
+        assert again[figure] == pytest.approx(record[figure], rel=0.03)
+    assert again["diversity"].value == pytest.approx(record["diversity"][0], rel=0.02)
+
+
+@pytest.mark.parametrize("name", sorted(pretrained_folders()))
+def test_the_shipped_models_are_good_enough_to_ship(name):
+    record = record_of(name)
+    assert record["conditional_accuracy"] >= 0.98 and record["memorisation"][0] <= record["memorisation_floor"][2]
+    wanted = {"digits": 1.5, "mnist": 4.0}[name] * record["fd_floor"]  # at s = 1, against real images at the same number
+    assert record["fd_slow"]["fd"] <= wanted, "what the model has learned, with steps enough"
+    assert record["fd"] <= 1.05 * wanted, "and hardly worse in a dozen steps"
+
+
+@pytest.mark.parametrize("name", sorted(pretrained_folders()))
+def test_the_record_says_how_the_model_was_made(name):
+    record = record_of(name)
+    assert record["command"].startswith("pmd-train") and record["train_steps"] > 0 and record["train_seconds"] > 0
+    assert {"date", "python", "torch", "threads", "system"} <= set(record["made"])
+    assert (pretrained_folder(name) / "config.yaml").is_file()
+
+
+HASTY = dict(samples_per_class=4, max_fd_images=50, classifier_steps=20)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    "The digits model shipped once more, as if it had just been trained, with a judge of a few steps."
+    run, target = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("box") / "digits"
+    source = pretrained_folder("digits")
+    for name in ("config.json", "config.yaml", "model.safetensors"):
+        shutil.copy(source / name, run / name)
+    (run / "metrics.json").write_text(json.dumps({name: record_of("digits")[name] for name in PROVENANCE_KEYS}))
+    record = export_pretrained(run, target, DataModule(digits), **HASTY)
+    return target, record
+
+
+def test_a_shipped_folder_can_be_drawn_from_and_measured_again(shipped):
+    target, record = shipped
+    pipeline = load_pipeline(target)
+    again = remeasure(pipeline, load_judge(target, pipeline), samples_per_class=HASTY["samples_per_class"])
+    assert again["fd"] == pytest.approx(record["fd"], rel=1e-2)
+    assert again["conditional_accuracy"] == pytest.approx(record["conditional_accuracy"], abs=0.03)
+    assert sorted(p.name for p in target.iterdir()) == ["config.json", "config.yaml", "judge.safetensors", "model.safetensors", "record.json"]
+    assert json.loads((target / "record.json").read_text())["command"] == record_of("digits")["command"]
+
+
+def test_a_judge_that_does_not_fit_is_refused(shipped, tmp_path):
+    target, _ = shipped
+    pipeline = load_pipeline(target)
+    with pytest.raises(UserError, match="judge.safetensors is missing"):
+        load_judge(tmp_path, pipeline)
+    weights = read_weights(target / "judge.safetensors")
+    save_file({name: tensor for name, tensor in weights.items() if name != "classify.bias"}, tmp_path / "judge.safetensors")
+    with pytest.raises(UserError, match="does not hold a judge"):
+        load_judge(tmp_path, pipeline)
+    save_file({name: tensor for name, tensor in weights.items() if name != "test_labels"}, tmp_path / "judge.safetensors")
+    with pytest.raises(UserError, match="does not hold a judge"):
+        load_judge(tmp_path, pipeline)

@@ -1,0 +1,76 @@
+# Made from nbs/70_results.ipynb by `pmd-dev tests`. Edit the notebook.
+import json
+import numpy as np
+import pytest
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.evaluation.results import archive_run
+from perceiver_moe_diffusion.evaluation.results import means_by
+from perceiver_moe_diffusion.evaluation.results import provenance_line
+from perceiver_moe_diffusion.evaluation.results import read_results
+from perceiver_moe_diffusion.evaluation.results import seed_mean
+from perceiver_moe_diffusion.evaluation.results import show_comparison
+from perceiver_moe_diffusion.evaluation.results import table_of
+
+
+MADE = {"date": "2026-11-25", "torch": "2", "threads": 1}
+
+
+def write_run(folder, kind="sweep", table="seed,fd\n0,1.5\n1,2\n", **facts):
+    "A folder as pmd-train leaves it, as far as it matters here."
+    (folder / f"{kind}.csv").write_text(table)
+    (folder / f"{kind}.json").write_text(json.dumps({"command": "pmd-train -m seed=0,1", "made": MADE, **facts}))
+    return folder
+
+
+def test_what_is_kept_is_read_again(tmp_path):
+    kept = archive_run(write_run(tmp_path, seconds=60.0), "a", tmp_path / "out")
+    assert kept == read_results("a", tmp_path / "out") and kept.rows == [{"seed": 0, "fd": 1.5}, {"seed": 1, "fd": 2}]
+    assert provenance_line(kept) == "$ pmd-train -m seed=0,1\n2026-11-25, 1 minutes, torch 2, 1 thread(s)"
+
+
+def test_of_a_log_some_columns_are_kept(tmp_path):
+    table = "step,loss,val_loss,val_accuracy\n9,2.0,,\n19,1.5,,\n19,,1.4,0.5\n"
+    kept = archive_run(write_run(tmp_path, "metrics", table, train_seconds=30.0, accuracy=0.5, accuracy_interval=[0.4, 0.6], expert_load=[[1]]), "b", tmp_path / "out",
+                        columns=("step", "val_accuracy"))
+    assert kept.rows == [{"step": 19, "val_accuracy": 0.5}] and kept.facts["seconds"] == 30
+    assert kept.facts["results"] == {"train_seconds": 30.0, "accuracy": 0.5, "accuracy_interval": [0.4, 0.6]}
+
+
+def test_a_folder_that_is_no_run_and_a_name_that_is_not_there_are_refused(tmp_path):
+    with pytest.raises(UserError, match="finished run or sweep"):
+        archive_run(tmp_path, "a", tmp_path)
+    with pytest.raises(UserError, match="results 'a' .* none, since"):
+        read_results("a", tmp_path)
+    archive_run(write_run(tmp_path, seconds=1.0), "b", tmp_path / "out")
+    with pytest.raises(UserError, match="results 'a' .* b"):
+        read_results("a", tmp_path / "out")
+
+
+def test_the_interval_is_students():
+    assert seed_mean([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
+    value, low, high = seed_mean([5])
+    assert value == 5 and np.isnan(low) and np.isnan(high)
+    with pytest.raises(UserError, match="no values"):
+        seed_mean([])
+
+
+def test_the_interval_holds_the_truth_in_95_of_100_cases():
+    draws = np.random.default_rng(0).normal(7, 2, size=(4000, 3))
+    hits = np.mean([low <= 7 <= high for _, low, high in map(seed_mean, draws)])
+    assert abs(hits - 0.95) < 0.015
+
+
+def test_settings_keep_their_order_and_runs_that_failed_are_left_out():
+    rows = [{"moe": "b", "k": 1, "fd": 2.0}, {"moe": "a", "k": 1, "fd": 1.0}, {"moe": "b", "k": 1, "error": "it broke"}, {"moe": "b", "k": 2, "fd": 4.0}]
+    assert list(means_by(rows, "moe", ["fd"])) == ["b", "a"] and means_by(rows, "moe", ["fd"])["b"]["fd"].value == 3
+    assert list(means_by(rows, ("moe", "k"), ["fd"])) == [("b", 1), ("a", 1), ("b", 2)]
+    table = table_of(means_by(rows, ("moe", "k"), ["fd"]), {"fd": "FD", "none": "?"}).splitlines()
+    assert table[0].split() == ["FD", "?"] and table[1].split() == ["b", "1", "2", "—"]
+
+
+def test_a_panel_for_each_column_and_a_row_for_each_setting():
+    rows = [{"moe": moe, "fd": fd, "accuracy": fd / 2} for moe in ("a", "b") for fd in (1.0, 2.0, 4.0)]
+    figure = show_comparison(rows, "moe", {"fd": "FD", "accuracy": "right"}, {"a": "first"})
+    assert [axes.get_xlabel() for axes in figure.axes] == ["FD", "right"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["first", "b"]
+    assert len(show_comparison(rows[:1], "moe", {"fd": "FD"}).axes) == 1, "one seed has no interval, and is shown all the same"

@@ -1,0 +1,100 @@
+# Made from nbs/25_denoiser.ipynb by `pmd-dev tests`. Edit the notebook.
+import pytest
+import torch
+from functools import partial
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.diffusion.process import Diffusion
+from perceiver_moe_diffusion.models.adapters import ConvAdapter
+from perceiver_moe_diffusion.models.adapters import InputQuery
+from perceiver_moe_diffusion.models.adapters import PatchAdapter
+from perceiver_moe_diffusion.models.adapters import PositionQuery
+from perceiver_moe_diffusion.models.attention import Dense
+from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
+from perceiver_moe_diffusion.models.denoiser import TimeAndClass
+from perceiver_moe_diffusion.models.denoiser import timestep_embedding
+from perceiver_moe_diffusion.models.moe import NoisyTopKRouter
+from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.perceiver import PerceiverIO
+from torch.testing import assert_close
+
+
+def test_timesteps_get_distinct_embeddings_of_equal_length():
+    embedded = timestep_embedding(torch.arange(1000), 64)
+    assert_close(embedded.norm(dim=1), torch.full((1000,), 32.0).sqrt())
+    assert (torch.cdist(embedded, embedded) + 10 * torch.eye(1000)).min() > 1e-2
+
+
+def test_every_class_and_no_class_give_different_conditions():
+    torch.manual_seed(0)
+    condition = TimeAndClass(10, 32)(torch.full((11,), 5), torch.arange(11))
+    assert (torch.cdist(condition, condition) + 10 * torch.eye(11)).min() > 1e-3
+
+
+def tiny(query=InputQuery, adapter=None, residual=True, feed_forward=partial(build_moe, num_experts=4, top_k=2), shape=(1, 8, 8)):
+    torch.manual_seed(0)
+    adapter = adapter or partial(ConvAdapter, dim=32, stem_patch=1, token_patch=2, stem_channels=16)
+    core = partial(PerceiverIO, dim=32, num_latents=8, depth=1, num_heads=2, feed_forward=feed_forward, query_residual=residual)
+    return PerceiverDenoiser(shape, 10, adapter, query, core, condition_dim=32)
+
+
+@pytest.mark.parametrize("adapter", [None, partial(PatchAdapter, dim=32)])
+@pytest.mark.parametrize("query", [InputQuery, PositionQuery])
+def test_all_parts_fit_together_and_get_gradients(adapter, query):
+    net = tiny(query, adapter)
+    out = net(torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 3, 9, 10]))
+    assert out.shape == (4, 1, 8, 8)
+    out.square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("router", [None, NoisyTopKRouter])
+def test_in_evaluation_an_image_does_not_depend_on_its_batch(router):
+    "Guidance doubles the batch; that must change nothing."
+    feed_forward = partial(build_moe, num_experts=4, top_k=2, **({"router": router} if router else {}))
+    net = tiny(feed_forward=feed_forward).eval()
+    x, t, label = torch.randn(6, 1, 8, 8), torch.arange(6) * 100, torch.arange(6)
+    assert_close(net(x, t, label)[:2], net(x[:2], t[:2], label[:2]))
+
+
+def test_time_and_class_change_the_answer():
+    net, x = tiny().eval(), torch.randn(2, 1, 8, 8)
+    answer = lambda t, label: net(x, torch.full((2,), t), torch.full((2,), label))
+    assert not torch.allclose(answer(10, 3), answer(900, 3)) and not torch.allclose(answer(10, 3), answer(10, 4))
+
+
+def test_the_routing_record_changes_nothing():
+    net, x, t, label = tiny().eval(), torch.randn(2, 1, 8, 8), torch.tensor([5, 6]), torch.tensor([1, 2])
+    image, routings = net(x, t, label, return_routing=True)
+    assert_close(image, net(x, t, label))
+    assert len(routings) == 2 and tiny(feed_forward=Dense)(x, t, label, return_routing=True)[1] == []
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8), (1, 4, 8)])
+def test_images_of_another_shape_are_refused_with_one_sentence(shape):
+    with pytest.raises(UserError, match=r"images of shape .* allowed: \(1, 8, 8\)"):
+        tiny()(torch.randn(2, *shape), torch.tensor([0, 1]), torch.tensor([0, 1]))
+
+
+def x0_errors_after_training(query, residual, steps=60):
+    "Mean squared error of x0 on the training noise level 300, after a short training with target ε."
+    from perceiver_moe_diffusion.data.images import digits as load
+
+    torch.manual_seed(0)
+    images, labels = load().inputs(), load().labels
+    net, diffusion = tiny(query, partial(PatchAdapter, dim=32), residual), Diffusion(1000, prediction_type="eps")
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
+    for _ in range(steps):
+        index = torch.randint(len(images), (32,))
+        loss, _ = diffusion.loss(net, images[index], labels[index], diffusion.sample_noise(32, (1, 8, 8)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    t, eps = torch.full((200,), 300), torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    a, b = (float(rate[0]) for rate in diffusion.rates(t, images))
+    x_t = a * images[:200] + b * eps
+    with torch.no_grad():
+        return float((diffusion.prediction_type.to_x0(net.eval()(x_t, t, labels[:200]), x_t, a, b) - images[:200]).square().mean())
+
+
+def test_queries_that_carry_the_input_beat_the_bottleneck():
+    assert x0_errors_after_training(InputQuery, True) < 0.6 * x0_errors_after_training(PositionQuery, False)

@@ -1,0 +1,303 @@
+# Made from nbs/54_files.ipynb by `pmd-dev tests`. Edit the notebook.
+import copy
+import json
+import pickle
+import pytest
+import sys
+import torch
+from pathlib import Path
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.models.moe import TopKRouter
+from perceiver_moe_diffusion.pipelines.files import LOADABLE
+from perceiver_moe_diffusion.pipelines.files import from_plain
+from perceiver_moe_diffusion.pipelines.files import from_pretrained
+from perceiver_moe_diffusion.pipelines.files import load_initial_weights
+from perceiver_moe_diffusion.pipelines.files import load_pipeline
+from perceiver_moe_diffusion.pipelines.files import pretrained_folders
+from perceiver_moe_diffusion.pipelines.files import save_pipeline
+from perceiver_moe_diffusion.pipelines.files import to_plain
+from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
+from safetensors.torch import load_file
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+
+PACKAGE = "perceiver_moe_diffusion."
+SETTINGS = {
+    "model": {
+        "_target_": PACKAGE + "models.denoiser.PerceiverDenoiser", "input_shape": [1, 8, 8], "num_classes": 10, "condition_dim": 32,
+        "adapter": {"_target_": PACKAGE + "models.adapters.ConvAdapter", "_partial_": True, "dim": 32, "stem_channels": 16},
+        "query": {"_target_": PACKAGE + "models.adapters.InputQuery", "_partial_": True},
+        "core": {"_target_": PACKAGE + "models.perceiver.PerceiverIO", "_partial_": True, "dim": 32, "num_latents": 4, "depth": 1, "num_heads": 2,
+                 "feed_forward": {"_target_": PACKAGE + "models.moe.build_moe", "_partial_": True, "num_experts": 4, "top_k": 2,
+                                  "router": {"_target_": PACKAGE + "models.moe.TopKRouter", "_partial_": True},
+                                  "experts": [{"_target_": PACKAGE + "models.moe.MLPExpert", "_partial_": True, "mult": 2}]}}},
+    "diffusion": {"_target_": PACKAGE + "diffusion.process.Diffusion", "timesteps": 100,
+                  "schedule": {"_target_": PACKAGE + "diffusion.process.cosine", "_partial_": True}},
+    "sampler": {"_target_": PACKAGE + "diffusion.sampling.DPMSolverPP", "steps": 4, "guidance_scale": 2.0},
+}
+NAMES = [str(i) for i in range(10)]
+
+
+def parts(settings=SETTINGS, extra=()):
+    "Denoiser, diffusion and sampler with fresh weights."
+    torch.manual_seed(0)
+    return [from_plain(to_plain(settings[name]), (*LOADABLE, *extra)) for name in ("model", "diffusion", "sampler")]
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    "A pipeline with fresh weights: enough for everything but beauty."
+    return GeneratorPipeline(*parts(), NAMES)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    "A folder with a whole and healthy model."
+    model, *_ = parts()
+    save_pipeline(tmp_path, model, SETTINGS, NAMES, levels=17)
+    return tmp_path
+
+
+def refused(folder, said, **kwargs):
+    "Loading must end in one line that says `said`."
+    with pytest.raises(UserError) as error:
+        load_pipeline(folder, **kwargs)
+    assert said in str(error.value) and "\n" not in str(error.value), str(error.value)
+
+
+def test_a_saved_model_draws_the_same_images_to_the_last_bit(saved, drawing):
+    again = load_pipeline(saved)
+    assert not again.model.training and again.sampler == drawing.sampler and again.class_names == NAMES
+    for settings in ({}, {"guidance_scale": 0.0, "steps": 7}, {"guidance_scale": 4.5, "guidance_rescale": 0.5}):
+        assert torch.equal(again.sample([0, 9, 5], seed=11, **settings), drawing.sample([0, 9, 5], seed=11, **settings))
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("router", ["NoisyTopKRouter", "BiasBalancedRouter"])
+def test_every_router_comes_back(tmp_path, router):
+    settings = copy.deepcopy(SETTINGS)
+    settings["model"]["core"]["feed_forward"]["router"]["_target_"] = "perceiver_moe_diffusion.models.moe." + router
+    model, diffusion, sampler = parts(settings)
+    for name, buffer in model.named_buffers():
+        if name.endswith("router.bias"):
+            buffer.copy_(torch.linspace(-1, 1, 4))  # a bias that was learned is part of the model
+    save_pipeline(tmp_path / "new" / "folder", model, settings, NAMES, levels=17)
+    assert torch.equal(load_pipeline(tmp_path / "new" / "folder").sample([1, 2]), GeneratorPipeline(model, diffusion, sampler, NAMES).sample([1, 2]))
+
+
+def test_loading_leaves_the_global_random_numbers_alone(saved):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_pipeline(saved)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def untrained(settings=SETTINGS):
+    "A model whose weights are all 0."
+    model = parts(settings)[0]
+    with torch.no_grad():
+        for weight in model.parameters(): weight.zero_()
+    return model
+
+
+def test_a_model_goes_on_from_the_weights_of_another(saved):
+    trained, model = load_pipeline(saved).model, untrained()
+    load_initial_weights(model, saved)
+    assert all(torch.equal(weight, trained.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_part_that_is_fresh_keeps_its_own_weights(saved):
+    trained, model = load_pipeline(saved).model, untrained()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    load_initial_weights(model, saved, ["core.stages"])
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, (before if name.startswith("core.stages.") else trained.state_dict())[name])
+
+
+def test_a_model_with_other_parts_cannot_go_on(saved):
+    smaller = copy.deepcopy(SETTINGS)
+    smaller["model"]["core"]["num_latents"] = 3
+    model = untrained(smaller)
+    with pytest.raises(UserError, match=r"where core.latents is \[\d+, \d+\] and here \[3, \d+\], .*fresh=\[core\]"):
+        load_initial_weights(model, saved)
+    with pytest.raises(UserError, match=r"fresh=\[cor\] .*parts of the model, such as .*core"):
+        load_initial_weights(model, saved, ["cor"])
+    with pytest.raises(UserError, match="There is no model at"):
+        load_initial_weights(model, saved / "elsewhere")
+
+
+def edit(folder, where, value):
+    "Change a setting in config.json: `where` is a dotted path."
+    about = json.loads((folder / "config.json").read_text())
+    node, *keys = about, *where.split(".")
+    for key in keys[:-1]:
+        node = node[int(key) if key.isdigit() else key]
+    node[int(keys[-1]) if keys[-1].isdigit() else keys[-1]] = value
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+def test_missing_files(saved, tmp_path):
+    refused(tmp_path / "nowhere", "config.json is missing")
+    (saved / "model.safetensors").unlink()
+    refused(saved, "model.safetensors is missing")
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "cannot be read as JSON"), ('{"format": "perceiver_moe', "cannot be read as JSON"), ("\x00\xff", "cannot be read as JSON"),
+    ("[" * 100_000, "cannot be read as JSON"), ('{"format": NaN}', "cannot be read as JSON"),
+    ('{"model_type": "bert", "hidden_size": 768}', "not a model of this package"), ('["perceiver_moe_diffusion"]', "not a model of this package"),
+    ('{"format": "perceiver_moe_diffusion", "version": 3}', "Install the version that wrote it"),
+    ('{"format": "perceiver_moe_diffusion", "version": 1}', "does not describe a model")])
+def test_a_config_that_is_not_one(saved, text, said):
+    (saved / "config.json").write_text(text, encoding="utf-8")
+    refused(saved, said)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_weights(saved, keep):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(saved, "cannot be read as safetensors")
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda w: w.pop("core.latents"), "missing: ['core.latents']"),
+    (lambda w: w.update(stowaway=torch.zeros(3)), "surplus: ['stowaway']"),
+    (lambda w: w.update({"core.latents": torch.zeros(5, 32)}), "core.latents of shape (5, 32)"),
+    (lambda w: w.update({"core.latents": w["core.latents"].double()}), "torch.float64"),
+    (lambda w: w["core.latents"][0].fill_(float("nan")), "core.latents with NaN"),
+    (lambda w: w["core.latents"][0].fill_(float("inf")), "core.latents with NaN or infinite")])
+def test_weights_that_do_not_fit(saved, damage, said):
+    weights = load_file(saved / "model.safetensors")
+    damage(weights)
+    save_file(weights, saved / "model.safetensors")
+    refused(saved, said)
+
+
+class Bomb:
+    "A pickle that creates a file when it is opened."
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("write", [lambda bomb, path: path.write_bytes(pickle.dumps(bomb)), torch.save])
+def test_a_pickle_is_never_opened(saved, write):
+    crater = saved / "crater"
+    write(Bomb(crater), saved / "model.safetensors")
+    refused(saved, "cannot be read as safetensors")
+    assert not crater.exists()
+    pickle.loads(pickle.dumps(Bomb(crater)))
+    assert crater.exists(), "the bomb works; it was not set off"
+
+
+NODES = ["model", "model.adapter", "model.query", "model.core", "model.core.feed_forward", "model.core.feed_forward.router",
+         "model.core.feed_forward.experts.0", "diffusion", "diffusion.schedule", "sampler", "class_names", "model.input_shape"]
+
+
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("key, partial_", [("_target_", False), ("class", False), ("class", True)])
+def test_nothing_outside_the_list_is_called_or_imported(saved, node, key, partial_):
+    victim = saved / "victim"
+    victim.touch()
+    for name in ("os.system", "pathlib.Path.unlink", "antigravity.webbrowser.open", "builtins.eval", "torch.load", "Path.unlink", "eval"):
+        edit(saved, node, {key: name, "partial": partial_, "self": str(victim), "command": f"rm {victim}", "source": "1/0"})
+        with pytest.raises(UserError) as error:
+            load_pipeline(saved)
+        assert "\n" not in str(error.value)
+    assert victim.exists() and "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("tree", [{"_target_": "os.system"}, {"class": "TopKRouter", "_target_": "os.system", "dim": 4, "num_experts": 2},
+                                  [{"deeper": {"_target_": "os.system"}}], {"_partial_": True}])
+def test_a_path_to_import_is_refused_as_such(tree):
+    with pytest.raises(UserError, match="names nothing to import"):
+        from_plain(tree, LOADABLE)
+
+
+def test_a_table_too_large_to_compute_is_refused_while_it_is_a_sketch(saved):
+    edit(saved, "model.adapter.stem_patch", 1)           # as it was made for small images
+    edit(saved, "model.input_shape", [1, 10**6, 10**6])  # no weight depends on the size of the image, the positions do
+    refused(saved, "a table adapter.positions")
+
+
+@pytest.mark.parametrize("where, value", [
+    ("model.core.num_latents", 10**9), ("model.core.num_latents", 1_000_000), ("model.core.depth", 1_000_000), ("model.core.num_heads", 0),
+    ("model.core.num_heads", 3), ("model.core.num_latents", -1), ("model.core.dim", "wide"), ("model.core.dim", None),
+    ("model.core.feed_forward.num_experts", 1_000_000), ("model.core.feed_forward.top_k", 5), ("model.core.feed_forward.experts", []),
+    ("model.core.feed_forward.experts.0.mult", 1e300), ("model.core.feed_forward.router", {}),
+    ("model.num_classes", 1_000_000), ("model.input_shape", [1]), ("model.adapter.num_bands", 10**6),
+    ("model.adapter.no_such_setting", 1), ("model.core.feed_forward", {"class": "PerceiverDenoiser"}), ("model", {"class": "DDIM"}), ("model", 3),
+    ("model.class", ["PerceiverDenoiser"]), ("model.class", {"class": "Dense", "dim": 4}), ("model.partial", True),
+    ("diffusion.timesteps", 1), ("diffusion.timesteps", 10**6 + 1), ("diffusion.prediction_type", "x1"), ("diffusion", {"class": "Dense", "dim": 4}),
+    ("sampler.steps", 0), ("sampler.steps", 101), ("sampler.steps", "12"), ("sampler.guidance_scale", -3), ("sampler.guidance_scale", "big"),
+    ("sampler.guidance_interval", ["a", "b"]), ("sampler", {"class": "TopKRouter", "dim": 4, "num_experts": 2}),
+    ("class_names", []), ("class_names", "0123456789ABC"), ("class_names", None)])
+def test_settings_that_make_no_model(saved, where, value):
+    edit(saved, where, value)
+    refused(saved, "")
+
+
+@pytest.mark.parametrize("depth", [50, 900, 100_000])
+def test_settings_nested_too_deep(saved, depth):
+    edit(saved, "model.input_shape", "HERE")
+    path = saved / "config.json"
+    path.write_text(path.read_text().replace('"HERE"', "[" * depth + "8" + "]" * depth))
+    refused(saved, "config.json")
+
+
+class LastExpertsRouter(TopKRouter):
+    "A router of one's own: prefers the experts with the highest numbers."
+
+    def scores(self, rows, logits):
+        return logits + 10 * torch.arange(logits.shape[-1])
+
+
+def save_own(folder):
+    "A model with a router that this package has never heard of."
+    settings = copy.deepcopy(SETTINGS)
+    settings["model"]["core"]["feed_forward"]["router"]["_target_"] = "my_project.routers.LastExpertsRouter"
+    model, diffusion, sampler = parts(settings, extra=[LastExpertsRouter])
+    save_pipeline(folder, model, settings, NAMES, levels=17)
+    return GeneratorPipeline(model, diffusion, sampler, NAMES)
+
+
+def test_a_class_of_ones_own_must_be_brought_along(tmp_path, drawing):
+    own = save_own(tmp_path)
+    refused(tmp_path, "extra=[YourClass]")
+    again = load_pipeline(tmp_path, extra=[LastExpertsRouter])
+    assert torch.equal(again.sample([1, 2]), own.sample([1, 2]))
+    assert not torch.equal(again.sample([1, 2]), drawing.sample([1, 2])), "the router makes a difference"
+
+
+@pytest.mark.parametrize("name", sorted(pretrained_folders()))
+def test_a_pretrained_model_draws_images_of_its_classes(name):
+    pipeline = from_pretrained(name)
+    images = pipeline.sample([3, 7], guidance_scale=2.0, steps=4, seed=0)
+    assert images.shape == (2, *pipeline.model.input_shape) and bool((images.abs() <= 1).all())
+
+
+def test_the_box_holds_digits_and_mnist_in_at_most_10_megabytes():
+    assert set(pretrained_folders()) == {"digits", "mnist"}
+    files_there = [file for folder in pretrained_folders().values() for file in folder.iterdir()]
+    assert sum(file.stat().st_size for file in files_there) <= 10_000_000
+    assert {file.suffix for file in files_there} <= {".json", ".safetensors", ".yaml"}, "data only: nothing that could run"
+
+
+@pytest.mark.parametrize("name", ["cats", "", "../pretrained/digits", "digits/"])
+def test_a_model_that_is_not_in_the_box_is_refused(name):
+    with pytest.raises(UserError, match="allowed: digits, mnist"):
+        from_pretrained(name)
+
+
+def test_weights_stored_at_half_precision_are_read_into_a_full_model(drawing, tmp_path):
+    save_pipeline(tmp_path, drawing.model, SETTINGS, NAMES, levels=17)
+    full = load_pipeline(tmp_path).sample([1, 2], seed=0)
+    save_file({name: tensor.half() for name, tensor in drawing.model.state_dict().items()}, tmp_path / "model.safetensors")
+    again = load_pipeline(tmp_path)
+    assert {p.dtype for p in again.model.parameters()} == {torch.float32}
+    assert_close(again.sample([1, 2], seed=0), full, atol=0.05, rtol=0)

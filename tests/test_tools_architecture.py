@@ -1,0 +1,88 @@
+# Made from nbs/94_architecture.ipynb by `pmd-dev tests`. Edit the notebook.
+import pytest
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.tools.architecture import PACKAGE
+from perceiver_moe_diffusion.tools.architecture import ROOMS
+from perceiver_moe_diffusion.tools.architecture import broken_doors
+from perceiver_moe_diffusion.tools.architecture import circles
+from perceiver_moe_diffusion.tools.architecture import floors_of
+from perceiver_moe_diffusion.tools.architecture import public_names
+from perceiver_moe_diffusion.tools.architecture import read_imports
+from perceiver_moe_diffusion.tools.architecture import room_arrows
+
+
+def the_imports():
+    return read_imports(Path(__file__).parent.parent / PACKAGE)
+
+
+def test_every_import_goes_through_a_door_that_is_there():
+    assert broken_doors(the_imports()) == []
+    assert circles(the_imports()) == []
+
+
+@pytest.mark.parametrize("module, source, sentence", [
+    ("models/moe.py", "from ..pipelines.base import Pipeline", "models may not import pipelines"),
+    ("models/moe.py", "import numpy", "models may not import numpy"),
+    ("core.py", "from .models import moe", "core may not import models"),
+    ("data/images.py", "def f():\n    from ..models.moe import MoE", "data may not import models"),
+    ("pipelines/files.py", "from matplotlib import pyplot", "pipelines may not import matplotlib"),
+    ("runs/train.py", "from ..experiments.meme import by_noise", "runs may not import experiments"),
+    ("cellar/wine.py", "import torch", "the room cellar is not in the table"),
+])
+def test_a_forbidden_import_is_told(module, source, sentence, tmp_path):
+    path = tmp_path / module
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(source)
+    told = broken_doors(read_imports(tmp_path))
+    assert len(told) == 1 and sentence in told[0]
+
+
+def test_a_circle_is_found(tmp_path):
+    (tmp_path / "models").mkdir()
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        (tmp_path / "models" / f"{name}.py").write_text(f"from .{other} import x\nfrom ..core import y")
+    (tmp_path / "core.py").write_text("import torch")
+    assert circles(read_imports(tmp_path)) == [["models.a", "models.b", "models.c"]]
+
+
+def test_experiments_are_imported_by_nobody():
+    assert not [entry for entry in the_imports() if entry.inside and entry.target.startswith("experiments") and entry.room != "experiments"]
+
+
+def test_a_room_stands_above_all_that_it_imports():
+    arrows = room_arrows(the_imports())
+    floors = floors_of(arrows)
+    assert floors["core"] == 0 and all(floors[room] > floors[other] for room, below in arrows.items() for other in below)
+    with pytest.raises(UserError, match="circle"):
+        floors_of({"a": {"b"}, "b": {"a"}})
+
+
+def test_every_face_offers_the_public_names_of_its_room_and_loads_them_when_asked():
+    for name, room in ROOMS.items():
+        package = import_module(f"{PACKAGE}.{name}")
+        for public in package.__all__:
+            thing = getattr(package, public)
+            assert thing is not None and public in dir(package)
+
+
+def test_about_two_hundred_names_are_public_and_each_says_what_it_is():
+    undocumented, count = [], 0
+    for path in (Path(__file__).parent.parent / PACKAGE).rglob("*.py"):
+        module = ".".join([PACKAGE, *path.relative_to(Path(__file__).parent.parent / PACKAGE).with_suffix("").parts])
+        for name in public_names(path):
+            count += 1
+            thing = getattr(import_module(module), name)
+            if callable(thing) and not (thing.__doc__ or "").strip():
+                undocumented.append(f"{module}.{name}")
+    assert count <= 220 and undocumented == []
+
+
+def test_each_module_can_be_imported_first(tmp_path):
+    modules = sorted({f"{PACKAGE}.{entry.module}" for entry in the_imports()})
+    program = "import importlib, os, sys\nfor name in sys.argv[1:]:\n    pid = os.fork()\n    if pid == 0:\n        importlib.import_module(name); os._exit(0)\n    assert os.waitpid(pid, 0)[1] == 0, name"
+    done = subprocess.run([sys.executable, "-c", program, *modules], capture_output=True, text=True)  # each in a new process, forked before any import
+    assert done.returncode == 0, done.stderr[-2000:]
