@@ -37,7 +37,7 @@ def test_no_name_is_undefined_and_no_import_unused():
 def test_a_wheel_works_in_a_clean_environment(tmp_path):
     "Only the wheel and its dependencies are importable there: what is not packed is missed."
     source = tmp_path / "source"
-    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".git", "__pycache__", "runs", "*.egg-info", "build", ".venv"))
+    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "build", ".venv"))
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source, cwd=tmp_path)
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"

@@ -3,7 +3,7 @@
 from lazy_loader import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, submod_attrs={
-    "architecture": ["HEAVY", "Import", "MODEL_ROOMS", "PACKAGE", "ROOMS", "Room", "TRAINED_ROOMS", "read_imports"],
+    "architecture": ["ROOMS", "read_imports"],
     "bench": ["take_turns"],
     "benchmarks": ["pmd_bench"],
     "dev": ["pmd_dev"],
