@@ -11,11 +11,11 @@ import logging
 import os
 import platform
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Iterator
 
 import torch
 
@@ -36,7 +36,8 @@ def torchvision_error() -> str:  # "" if all is well
     "Why torchvision cannot be imported, in one line."
     try:
         import_module("torchvision")
-    except (AttributeError, ImportError, OSError, RuntimeError) as error:  # all four were seen with builds that do not match
+    # all four were seen with builds that do not match
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
 
@@ -48,9 +49,12 @@ def import_torchvision():
             found = f"torchvision {version('torchvision')}"
         except PackageNotFoundError:
             found = "no torchvision"
-        raise UserError(f"torchvision cannot be imported beside torch {torch.__version__} (found: {found}; {torchvision_error()}). "
-                        "The two must be built for each other: `pip install --force-reinstall torch torchvision` installs a matching pair. "
-                        "data=digits needs no torchvision.")
+        raise UserError(
+            f"torchvision cannot be imported beside torch {torch.__version__} (found: {found}; {torchvision_error()}). "
+            "The two must be built for each other: `pip install --force-reinstall torch torchvision` installs a "
+            "matching pair. "
+            "data=digits needs no torchvision."
+        )
     from torchvision import datasets, transforms
     return datasets, transforms
 
@@ -66,16 +70,28 @@ def without_broken_torchvision() -> Iterator[None]:
         return
     from lightning_utilities.core.imports import RequirementCache
     is_met = RequirementCache.__bool__
-    RequirementCache.__bool__ = lambda self: self.requirement != "torchvision" and is_met(self)  # type: ignore[method-assign]
+    # type: ignore[method-assign]
+    RequirementCache.__bool__ = lambda self: self.requirement != "torchvision" and is_met(self)
     try:
         yield
     finally:
         RequirementCache.__bool__ = is_met  # type: ignore[method-assign]
 
 # %% ../nbs/90_compat.ipynb #5f9d348c
-SILENCED_WARNINGS = (".*does not have many workers.*", ".*is not resumable.*", ".*`isinstance.treespec.*", ".*LeafSpec.*", ".*exists and is not empty.*",
-           ".*lr_scheduler.step.*", ".*tensorboard.*", ".*litlogger.*", ".*Experiment logs directory.*", ".*available but not used.*",
-           ".*tries to log on a step.*", ".*logging interval.*")
+SILENCED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*is not resumable.*",
+    ".*`isinstance.treespec.*",
+    ".*LeafSpec.*",
+    ".*exists and is not empty.*",
+    ".*lr_scheduler.step.*",
+    ".*tensorboard.*",
+    ".*litlogger.*",
+    ".*Experiment logs directory.*",
+    ".*available but not used.*",
+    ".*tries to log on a step.*",
+    ".*logging interval.*",
+)
 
 # %% ../nbs/90_compat.ipynb #0944c743
 def silence_lightning() -> None:

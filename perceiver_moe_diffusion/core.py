@@ -14,10 +14,11 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Callable, Iterator, Protocol, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -58,7 +59,11 @@ def checked_index(
 ) -> int:
     "A whole number, or a `UserError`; NaN, fractions and numbers out of range are none."
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    require(is_number and value == int(value) and 0 <= value < count, f"{name}={value}", f"a whole number from 0 to {count - 1}{meaning}")
+    require(
+        is_number and value == int(value) and 0 <= value < count,
+        f"{name}={value}",
+        f"a whole number from 0 to {count - 1}{meaning}",
+    )
     return int(value)
 
 
@@ -70,7 +75,11 @@ def one_line(error: BaseException) -> str:
 def renamed_arguments(
     **new_names: str,  # old name = new name
 ) -> Callable[[Callable], Callable]:
-    "Decorator: refuse a keyword argument that has another name now, with a `UserError` that tells the new one (deprecated argument)."
+    """Decorator.
+
+    Refuse a keyword argument that has another name now, with a `UserError` that tells the new one (deprecated
+    argument).
+    """
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
@@ -126,7 +135,10 @@ def fold_seed(
 
 # %% ../nbs/80_core.ipynb #2663c6cb
 class Stream(IntEnum):
-    "Random number streams: what a seed is folded with, so that no two draws share their numbers (counter-based seeding)."
+    """Random number streams.
+
+    What a seed is folded with, so that no two draws share their numbers (counter-based seeding).
+    """
     TRAINING_NOISE = 0      # (seed, 0, step): timesteps, noise and dropped labels of a training step
     VALIDATION_NOISE = 1    # (seed, 1, step): the same of a validation batch
     INITIAL_WEIGHTS = 1     # (seed, 1): two parts, so never equal to the three of VALIDATION_NOISE
@@ -137,10 +149,12 @@ class Stream(IntEnum):
     GUIDED_IMAGES = 5       # (seed, 5): images drawn with guidance
     CONDITIONAL_IMAGES = 6  # (seed, 6): images drawn at s = 1
     FEW_EXAMPLES = 7        # (split_seed, 7): which examples of each class are kept
-    UPSCALED_IMAGES = 7     # (seed, 7): noise of enlarged images; folded with another seed, in another phase than FEW_EXAMPLES
+    # (seed, 7): noise of enlarged images; folded with another seed, in another phase than FEW_EXAMPLES
+    UPSCALED_IMAGES = 7
     SPECTRUM_NOISE = 8      # (seed, 8, t): of the images whose spectrum is measured
     INTERVAL_NOISE = 9      # (seed, 9, part): of the losses by interval of timesteps
-# Not named, for the same reason: the order of epoch e is folded as (seed, e), the pairs of a question as (seed, part, number).
+# Not named, for the same reason: the order of epoch e is folded as (seed, e), the pairs of a question as (seed, part,
+# number).
 
 # %% ../nbs/80_core.ipynb #77e7a1c4
 class RandomWords:
@@ -217,6 +231,8 @@ def all_reduce_sum(
 
 
 def process_rank() -> int:  # 0: the only process, or the one that speaks for all
-    "The number of this process in a distributed run, from the environment variables that torchrun, Lightning and Slurm set."
+    """The number of this process in a distributed run, from the environment variables that torchrun, Lightning and
+    Slurm set.
+    """
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
     return next((int(os.environ[name]) for name in names if name in os.environ), 0)

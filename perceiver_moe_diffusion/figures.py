@@ -6,10 +6,10 @@
 __all__ = ['house_style', 'show_grid', 'show_trajectory', 'draw_image', 'show_load', 'show_curves', 'save_figure']
 
 # %% ../nbs/61_figures.ipynb #c74ccb1b
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
-from typing import Iterator, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -24,10 +24,22 @@ from .image_grid import tile
 
 # %% ../nbs/61_figures.ipynb #ed5d3f5b
 STYLE = {  # readable on a white page and in dark mode: every figure brings its own light ground
-    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "text.color": "black",
-    "axes.labelcolor": "black", "xtick.color": "black", "ytick.color": "black", "axes.edgecolor": "0.4",
-    "axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlesize": 10, "figure.dpi": 90,
-    "axes.prop_cycle": matplotlib.cycler(color=["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000"]),
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "text.color": "black",
+    "axes.labelcolor": "black",
+    "xtick.color": "black",
+    "ytick.color": "black",
+    "axes.edgecolor": "0.4",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "figure.dpi": 90,
+    "axes.prop_cycle": matplotlib.cycler(
+        color=["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000"]
+    ),
 }
 
 
@@ -36,7 +48,10 @@ DRAWING = RLock()  # matplotlib's style belongs to the whole process, and explor
 # %% ../nbs/61_figures.ipynb #57c4b6e2
 @contextmanager
 def house_style() -> Iterator[None]:
-    "Colours that colour-blind people can tell apart (Okabe & Ito), on a ground that does not depend on the theme. One thread at a time."
+    """Colours that colour-blind people can tell apart (Okabe & Ito), on a ground that does not depend on the theme.
+
+    One thread at a time.
+    """
     with DRAWING, matplotlib.rc_context(STYLE):
         yield
 
@@ -118,7 +133,13 @@ def show_curves(
         figure, axes = plt.subplots(figsize=(5, 2.8))
         for name, (x, y) in curves.items():
             axes.plot(x, y, label=name, linewidth=1.5)
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log" if logx else "linear", yscale="log" if logy else "linear")
+        axes.set(
+            xlabel=xlabel,
+            ylabel=ylabel,
+            title=title,
+            xscale="log" if logx else "linear",
+            yscale="log" if logy else "linear",
+        )
         if len(curves) > 1:
             axes.legend(frameon=False)
         figure.tight_layout()

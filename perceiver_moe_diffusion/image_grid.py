@@ -6,14 +6,14 @@
 __all__ = ['tile', 'png_grid', 'save_images']
 
 # %% ../nbs/60_image_grid.ipynb #3822b8d1
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from einops import rearrange
+from PIL import Image, ImageDraw
 
 from .core import atomic_write, require
 
@@ -24,9 +24,16 @@ def tile(
     gap: int = 1,          # pixels between images
 ) -> np.ndarray:           # [rows, columns] for grey images, [rows, columns, 3] for RGB; in [0, 1]
     "Images side by side, as one array."
-    require(images.ndim == 4 and images.shape[1] in (1, 3), f"images of shape {tuple(images.shape)}", "[N, C, H, W] with C of 1 (grey) or 3 (RGB)")
-    require(columns >= 1 and len(images) >= 1 and len(images) % columns == 0, f"{len(images)} images in {columns} columns",
-            "a number that fills whole rows")
+    require(
+        images.ndim == 4 and images.shape[1] in (1, 3),
+        f"images of shape {tuple(images.shape)}",
+        "[N, C, H, W] with C of 1 (grey) or 3 (RGB)",
+    )
+    require(
+        columns >= 1 and len(images) >= 1 and len(images) % columns == 0,
+        f"{len(images)} images in {columns} columns",
+        "a number that fills whole rows",
+    )
     padded = torch.nn.functional.pad(images.detach().float().clamp(-1, 1) / 2 + 0.5, (0, gap, 0, gap), value=0.5)
     grid = rearrange(padded, "(r k) c h w -> (r h) (k w) c", k=columns)
     grid = grid[:grid.shape[0] - gap, :grid.shape[1] - gap]

@@ -46,19 +46,36 @@ def test_fold_seed_depends_on_every_part_and_on_their_order():
 
 def test_streams_that_share_a_number_differ_in_their_parts():
     step = 7
-    training = {fold_seed(0, Stream.TRAINING_NOISE, step), fold_seed(0, Stream.VALIDATION_NOISE, step), fold_seed(0, Stream.INITIAL_WEIGHTS),
-                fold_seed(0, step, Stream.AUGMENTATION), fold_seed(0, Stream.ROUTER_NOISE, step, 0)}
+    training = {
+        fold_seed(0, Stream.TRAINING_NOISE, step),
+        fold_seed(0, Stream.VALIDATION_NOISE, step),
+        fold_seed(0, Stream.INITIAL_WEIGHTS),
+        fold_seed(0, step, Stream.AUGMENTATION),
+        fold_seed(0, Stream.ROUTER_NOISE, step, 0),
+    }
     assert len(training) == 5
 
 
 def test_the_numbers_of_the_streams_are_those_of_recorded_results():
     assert {name: int(stream) for name, stream in Stream.__members__.items()} == dict(
-        TRAINING_NOISE=0, VALIDATION_NOISE=1, INITIAL_WEIGHTS=1, AUGMENTATION=1, ROUTER_NOISE=2, CLASSIFIER_WEIGHTS=3, ROUTING_NOISE=4,
-        GUIDED_IMAGES=5, CONDITIONAL_IMAGES=6, FEW_EXAMPLES=7, UPSCALED_IMAGES=7, SPECTRUM_NOISE=8, INTERVAL_NOISE=9)
+        TRAINING_NOISE=0,
+        VALIDATION_NOISE=1,
+        INITIAL_WEIGHTS=1,
+        AUGMENTATION=1,
+        ROUTER_NOISE=2,
+        CLASSIFIER_WEIGHTS=3,
+        ROUTING_NOISE=4,
+        GUIDED_IMAGES=5,
+        CONDITIONAL_IMAGES=6,
+        FEW_EXAMPLES=7,
+        UPSCALED_IMAGES=7,
+        SPECTRUM_NOISE=8,
+        INTERVAL_NOISE=9,
+    )
 
 
 def test_words_belong_to_their_stream_and_not_to_its_company():
     together, alone = RandomWords([(1, 0), (1, 1)]), RandomWords([(1, 1)])
     words = together.draw(3, 8)
-    assert words.shape == (3, 2, 8) and 0 <= words.min() and words.max() < 2**16
+    assert words.shape == (3, 2, 8) and words.min() >= 0 and words.max() < 2**16
     assert torch.equal(words[:, 1:], torch.cat([alone.draw(1, 8) for _ in range(3)]))

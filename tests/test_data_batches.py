@@ -30,10 +30,14 @@ def test_some_classes_are_numbered_anew_and_stay_in_their_part():
     data = digits()._replace(official_test=300)
     parts = split_indices(data, 0.1, 0.2, seed=0)
     some, some_parts = keep_classes(data, parts, [8, 3])
-    assert some.class_names == ["8", "3"] and some.official_test == int(torch.isin(data.labels[-300:], torch.tensor([3, 8])).sum())
+    assert some.class_names == ["8", "3"] and some.official_test == int(
+        torch.isin(data.labels[-300:], torch.tensor([3, 8])).sum()
+    )
     for index, (images, labels) in zip(some_parts, ((data.pixels[part], data.labels[part]) for part in parts)):
         wanted = torch.isin(labels, torch.tensor([3, 8]))
-        assert torch.equal(some.pixels[index], images[wanted]) and torch.equal(some.labels[index], (labels[wanted] == 3).long())
+        assert torch.equal(some.pixels[index], images[wanted]) and torch.equal(
+            some.labels[index], (labels[wanted] == 3).long()
+        )
 
 
 @pytest.mark.parametrize("classes", [[], [3, 3], [10], [-1], ["3"], [1.0]])
@@ -54,7 +58,9 @@ def test_the_parts_are_disjoint_cover_everything_and_have_the_classes_in_proport
     train, val, test = split_indices(data, 0.1, 0.2, seed=0)
     assert torch.equal(torch.cat([train, val, test]).sort().values, torch.arange(len(data.labels)))
     all_but_test = torch.cat([train, val])
-    for part, whole in [(train, all_but_test), (val, all_but_test)] + ([] if data.official_test else [(test, torch.arange(len(data.labels)))]):
+    for part, whole in [(train, all_but_test), (val, all_but_test)] + (
+        [] if data.official_test else [(test, torch.arange(len(data.labels)))]
+    ):
         classes = len(data.class_names)
         exact = data.labels[whole].bincount(minlength=classes) * len(part) / len(whole)
         assert (data.labels[part].bincount(minlength=classes) - exact).abs().max() <= 1
@@ -67,7 +73,11 @@ def test_an_official_test_set_is_kept():
 
 def test_a_validation_set_that_is_given_is_kept_too():
     train, val, test = split_indices(blank_set(140, official_test=40)._replace(official_val=20), 0.1, 0.2, seed=0)
-    assert test.tolist() == list(range(100, 140)) and val.tolist() == list(range(80, 100)) and train.tolist() == list(range(80))
+    assert (
+        test.tolist() == list(range(100, 140))
+        and val.tolist() == list(range(80, 100))
+        and train.tolist() == list(range(80))
+    )
 
 
 def test_the_split_is_a_function_of_its_seed():
@@ -132,8 +142,12 @@ def test_starting_at_any_step_gives_the_batches_of_the_whole_run(start, augment)
 @pytest.mark.parametrize("augment", [None, random_flip])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_shares_of_all_processes_are_the_batch_of_one(processes, augment):
-    loaders = [StepLoader(blank_set(100), torch.arange(50), 8, seed=3, process=lambda rank=rank: (rank, processes), augment=augment)
-               for rank in range(processes)]
+    loaders = [
+        StepLoader(
+            blank_set(100), torch.arange(50), 8, seed=3, process=lambda rank=rank: (rank, processes), augment=augment
+        )
+        for rank in range(processes)
+    ]
     alone = StepLoader(blank_set(100), torch.arange(50), 8, seed=3, augment=augment)
     for shares, whole in zip(zip(*(islice(loader, 15) for loader in loaders)), alone):
         assert {len(share.input) for share in shares} == {8 // processes}
@@ -144,7 +158,10 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(processes, augment):
 def test_an_epoch_visits_each_image_at_most_once_and_each_epoch_has_its_own_order():
     index = torch.arange(300, 350)
     loader = StepLoader(blank_set(400), index, batch_size=8, seed=0)
-    epochs = [[n for step in range(6 * epoch, 6 * epoch + 6) for n in image_numbers(loader.batch(step))] for epoch in range(20)]
+    epochs = [
+        [n for step in range(6 * epoch, 6 * epoch + 6) for n in image_numbers(loader.batch(step))]
+        for epoch in range(20)
+    ]
     for numbers in epochs:
         assert len(numbers) == len(set(numbers)) == 48 and set(numbers) <= set(index.tolist())
     assert len({tuple(numbers) for numbers in epochs}) == 20

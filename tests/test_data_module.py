@@ -59,7 +59,9 @@ def test_parts_are_what_the_indices_say_and_only_training_images_are_augmented()
 def test_the_data_module_keeps_the_split_of_the_whole():
     whole, some = DataModule(digits), DataModule(digits, classes=[8, 9], shots=5)
     images, labels = whole.split("test")
-    assert torch.equal(some.split("test")[0], images[labels >= 8]) and torch.equal(some.split("test")[1], labels[labels >= 8] - 8)
+    assert torch.equal(some.split("test")[0], images[labels >= 8]) and torch.equal(
+        some.split("test")[1], labels[labels >= 8] - 8
+    )
     assert some.num_classes == 2 and some.split("train")[1].bincount().tolist() == [5, 5]
 
 

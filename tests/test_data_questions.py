@@ -77,7 +77,10 @@ def test_texts_and_questions_come_in_batches_like_images():
     assert texts.input_shape == (128,) and texts.split("train")[1].bincount().tolist() == [5, 5]
     asked = DataModule(lambda root: digit_questions(training=20, validation=20, test=20))
     whole, half = (StepLoader(asked.data, asked.train_index, 8, 0).batch(2, *share) for share in ((0, 1), (1, 2)))
-    assert {name: tuple(value.shape) for name, value in whole.input.items()} == {"image": (8, 1, 8, 16), "text": (8, 24)}
+    assert {name: tuple(value.shape) for name, value in whole.input.items()} == {
+        "image": (8, 1, 8, 16),
+        "text": (8, 24),
+    }
     assert all(torch.equal(half.input[name], whole.input[name][4:]) for name in whole.input)
     assert asked.input_shape == {"image": (1, 8, 16), "text": (24,)} and len(asked.split("test")[0]["text"]) == 140
 
@@ -85,12 +88,16 @@ def test_texts_and_questions_come_in_batches_like_images():
 def test_classes_can_be_chosen_among_texts_and_answers():
     texts, questions = (DataModule(dataset) for dataset in (docstrings, digit_questions))
     few = DataModule(docstrings, classes=[4, 1])
-    assert few.data.class_names == [texts.data.class_names[4], texts.data.class_names[1]] and few.data.ids.shape[0] == len(few.data.labels)
+    assert few.data.class_names == [texts.data.class_names[4], texts.data.class_names[1]] and few.data.ids.shape[
+        0
+    ] == len(few.data.labels)
     said, labels = few.split("test")
     whole, numbers = texts.split("test")
     assert torch.equal(said, whole[(numbers == 4) | (numbers == 1)]) and set(labels.tolist()) == {0, 1}
     yes_or_no, (asked, answers) = DataModule(digit_questions, classes=[0, 1]), questions.split("test")
-    assert torch.equal(yes_or_no.split("test")[0]["image"], asked["image"][answers < 2]) and len(yes_or_no.data.pixels) == len(questions.data.pixels)
+    assert torch.equal(yes_or_no.split("test")[0]["image"], asked["image"][answers < 2]) and len(
+        yes_or_no.data.pixels
+    ) == len(questions.data.pixels)
 
 
 def test_what_is_not_shown_has_no_influence():
@@ -99,8 +106,15 @@ def test_what_is_not_shown_has_no_influence():
     patches = partial(ImagePreprocessor, patch_size=2)
     blind = ImageAndText({"image": (1, 8, 16), "text": (24,)}, patches, shown=["text"])
     tokens, mask = blind(inputs)
-    assert tokens.shape[1] == 32 + 24 == mask.shape[1] and not mask[:, :32].any() and torch.equal(mask[:, 32:], inputs["text"] < 256)
-    assert torch.equal(ImageAndText({"image": (1, 8, 16), "text": (24,)}, patches)(inputs)[1].sum(dim=1), 32 + (inputs["text"] < 256).sum(dim=1))
+    assert (
+        tokens.shape[1] == 32 + 24 == mask.shape[1]
+        and not mask[:, :32].any()
+        and torch.equal(mask[:, 32:], inputs["text"] < 256)
+    )
+    assert torch.equal(
+        ImageAndText({"image": (1, 8, 16), "text": (24,)}, patches)(inputs)[1].sum(dim=1),
+        32 + (inputs["text"] < 256).sum(dim=1),
+    )
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -100,13 +100,17 @@ def test_min_snr_weights_are_those_of_the_paper():
     snr = a2 / (1 - a2)
     capped = snr.clamp(max=5)
     for prediction_type, wanted in (("x0", capped), ("eps", capped / snr), ("v", capped / (snr + 1))):
-        assert_close(Diffusion(prediction_type=prediction_type, min_snr_gamma=5).weight(t), wanted.float(), rtol=1e-5, atol=1e-7)
+        assert_close(
+            Diffusion(prediction_type=prediction_type, min_snr_gamma=5).weight(t), wanted.float(), rtol=1e-5, atol=1e-7
+        )
     assert_close(Diffusion().weight(t), torch.ones(1000))
 
 
 def test_levels_cover_the_range_and_each_is_as_likely_as_another():
     diffusion = Diffusion(100)
-    draws = torch.stack([diffusion.sample_noise(10, (1,), torch.Generator().manual_seed(seed)).t for seed in range(2000)])
+    draws = torch.stack(
+        [diffusion.sample_noise(10, (1,), torch.Generator().manual_seed(seed)).t for seed in range(2000)]
+    )
     assert (draws.sort(dim=1).values // 10 == torch.arange(10)).all(), "one level in every tenth of the range"
     counts = torch.bincount(draws.flatten(), minlength=100)
     assert counts.min() > 140 and counts.max() < 260        # 200 expected, standard deviation 14
@@ -118,7 +122,9 @@ def test_labels_are_dropped_at_the_given_rate_and_replaced_by_the_models_null_la
     diffusion = Diffusion(label_dropout=0.3)
     x0 = torch.zeros(4000, 1, 1, 1)
     oracle = Oracle(diffusion, x0)
-    diffusion.loss(oracle, x0, torch.full((4000,), 7), diffusion.sample_noise(4000, (1, 1, 1), torch.Generator().manual_seed(0)))
+    diffusion.loss(
+        oracle, x0, torch.full((4000,), 7), diffusion.sample_noise(4000, (1, 1, 1), torch.Generator().manual_seed(0))
+    )
     assert set(oracle.labels.tolist()) == {7, 10}
     assert abs((oracle.labels == 10).double().mean() - 0.3) < 0.03
 
@@ -132,7 +138,8 @@ def test_two_processes_share_one_draw():
 
 @pytest.mark.parametrize("options, message", [
     (dict(timesteps=1), "timesteps=1 is not possible; allowed: 2 or more"),
-    (dict(prediction_type="eps", zero_snr=True), "prediction_type=eps with zero terminal SNR is not possible; allowed: x0 or v"),
+    (dict(prediction_type="eps", zero_snr=True), "prediction_type=eps with zero terminal SNR is not possible; allowed: "
+                                                 "x0 or v"),
     (dict(prediction_type="w"), "prediction_type=w is not possible; allowed: eps, x0, v"),
     (dict(loss="l3"), "loss=l3 is not possible; allowed: mse, l1, huber"),
     (dict(label_dropout=1.5), "label_dropout=1.5"), (dict(min_snr_gamma=float("nan")), "min_snr_gamma=nan")])
@@ -176,7 +183,16 @@ def gaussian_bits(fixed_large, T=200, levels=256):
     generator = torch.Generator().manual_seed(0)
     x0 = 0.1 + 0.25 * torch.randn(64, 1, 16, 16, generator=generator, dtype=torch.float64)
     x0 = (((x0 + 1) * (levels - 1) / 2).round() * 2 / (levels - 1) - 1)           # put the pixels on the grey levels
-    return x0, bits_per_dim(GaussianDenoiser(diffusion), diffusion, x0, torch.zeros(64, dtype=torch.long), levels, fixed_large, False, generator)
+    return x0, bits_per_dim(
+        GaussianDenoiser(diffusion),
+        diffusion,
+        x0,
+        torch.zeros(64, dtype=torch.long),
+        levels,
+        fixed_large,
+        False,
+        generator,
+    )
 
 
 def test_the_bound_lies_above_the_true_likelihood_and_near_it():
@@ -184,7 +200,9 @@ def test_the_bound_lies_above_the_true_likelihood_and_near_it():
     _, large = gaussian_bits(fixed_large=True)
     width = 2 / 255
     truth = -(torch.distributions.Normal(0.1, 0.25).log_prob(x0).mean() + math.log(width)) / math.log(2)
-    assert abs(truth - (math.log2(0.25 * math.sqrt(2 * math.pi * math.e)) + math.log2(255 / 2))) < 0.02, "the entropy of the pixels"
+    assert abs(truth - (math.log2(0.25 * math.sqrt(2 * math.pi * math.e)) + math.log2(255 / 2))) < 0.02, (
+        "the entropy of the pixels"
+    )
     for bound in (small.mean(), large.mean()):
         assert truth < bound < truth + 1
 
@@ -192,4 +210,6 @@ def test_the_bound_lies_above_the_true_likelihood_and_near_it():
 def test_half_a_bin_depends_on_the_number_of_grey_levels():
     _, many = gaussian_bits(True, T=50, levels=256)
     _, few = gaussian_bits(True, T=50, levels=17)
-    assert abs((many.mean() - few.mean()) - math.log2(255 / 16)) < 0.6, "16 times coarser bins are log2(16) = 4 bits cheaper"
+    assert abs((many.mean() - few.mean()) - math.log2(255 / 16)) < 0.6, (
+        "16 times coarser bins are log2(16) = 4 bits cheaper"
+    )

@@ -53,13 +53,15 @@ def test_how_many_steps_are_drawn_at_a_time_changes_nothing():
 
 
 def test_the_noise_is_normal():
-    "Moments, tails, and the largest distance to the normal distribution function (Kolmogorov & Smirnov), at 1.6 million numbers."
+    """Moments, tails, and the largest distance to the normal distribution function (Kolmogorov & Smirnov), at 1.6
+    million numbers.
+    """
     z = NoiseStream([(3, i) for i in range(4)], (1, 100, 500)).draw(8).flatten().double().sort().values
     n = len(z)
     for power, moment, spread in ((1, 0, 1), (2, 1, 2**0.5), (3, 0, 15**0.5), (4, 3, 96**0.5)):
         assert abs((z**power).mean() - moment) < 4 * spread / n**0.5, f"moment {power}"
     ecdf = torch.arange(1, n + 1, dtype=torch.float64) / n
-    assert (torch.special.ndtr(z) - ecdf).abs().max() < 1.63 / n**0.5       # 1 % of truly normal samples are further off
+    assert (torch.special.ndtr(z) - ecdf).abs().max() < 1.63 / n**0.5  # 1 % of truly normal samples are further off
     beyond_4 = float((z.abs() > 4).sum())
     assert abs(beyond_4 - n * 6.334e-5) < 4 * (n * 6.334e-5) ** 0.5 and z.abs().max() > 4.2
 
@@ -83,7 +85,11 @@ class Toy:
         return torch.tanh(x) * (1 + label.view(-1, 1, 1, 1)) + t.view(-1, 1, 1, 1) / 1000
 
 
-X, T5, LABEL = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((5,), 300), torch.arange(5)
+X, T5, LABEL = (
+    torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
+    torch.full((5,), 300),
+    torch.arange(5),
+)
 
 
 @pytest.mark.parametrize("s", [0.5, 2.0, 7.5])
@@ -105,13 +111,21 @@ def test_scale_1_is_conditional_and_0_unconditional_and_either_is_one_forward():
 def test_each_image_may_have_its_own_scale():
     scales = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
     together = classifier_free_guidance(Toy(), X, T5, LABEL, scales)
-    alone = torch.cat([classifier_free_guidance(Toy(), X[i:i + 1], T5[:1], LABEL[i:i + 1], float(s)) for i, s in enumerate(scales)])
+    alone = torch.cat(
+        [
+            classifier_free_guidance(Toy(), X[i : i + 1], T5[:1], LABEL[i : i + 1], float(s))
+            for i, s in enumerate(scales)
+        ]
+    )
     assert_close(together, alone)
 
 
 @pytest.mark.parametrize("prediction_type", list(PredictionType))
 def test_guidance_commutes_with_the_objective(prediction_type):
-    "Guiding the answer is guiding x0: the step from one to the other is linear. (Clipping and rescale are not, hence the order of the loop.)"
+    """Guiding the answer is guiding x0: the step from one to the other is linear.
+
+    (Clipping and rescale are not, hence the order of the loop.)
+    """
     a, b = 0.6, 0.8
     cond, uncond, x = torch.randn(3, 2, 1, 4, 4)
     guided = prediction_type.to_x0(uncond + 3 * (cond - uncond), x, a, b)
@@ -154,7 +168,9 @@ def test_ddim_equals_diffusers(steps, clip):
     from diffusers import DDIMScheduler
 
     peer = DDIMScheduler(beta_schedule="linear", clip_sample=clip, set_alpha_to_one=True, timestep_spacing="trailing")
-    assert_close(ours(DDIM(steps, 1.0, clip=clip)), theirs(peer, steps, use_clipped_model_output=clip), atol=2e-5, rtol=1e-5)
+    assert_close(
+        ours(DDIM(steps, 1.0, clip=clip)), theirs(peer, steps, use_clipped_model_output=clip), atol=2e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -162,8 +178,15 @@ def test_ddim_equals_diffusers(steps, clip):
 def test_dpm_solver_equals_diffusers_and_its_first_order_is_ddim(order, steps):
     from diffusers import DPMSolverMultistepScheduler
 
-    peer = DPMSolverMultistepScheduler(beta_schedule="linear", algorithm_type="dpmsolver++", solver_type="midpoint", solver_order=order,
-                                       timestep_spacing="trailing", final_sigmas_type="zero", lower_order_final=True)
+    peer = DPMSolverMultistepScheduler(
+        beta_schedule="linear",
+        algorithm_type="dpmsolver++",
+        solver_type="midpoint",
+        solver_order=order,
+        timestep_spacing="trailing",
+        final_sigmas_type="zero",
+        lower_order_final=True,
+    )
     sampler = (DDIM if order == 1 else DPMSolverPP)(steps, 1.0, clip=False)
     peer.set_timesteps(steps)
     if [int(t) for t in peer.timesteps] != [t for t, _ in trailing_step_pairs(1000, steps)]:
@@ -176,12 +199,17 @@ def test_euler_equals_ddim():
     from diffusers import EulerDiscreteScheduler
 
     peer = EulerDiscreteScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing")
-    assert_close(ours(DDIM(20, 1.0, clip=False)), theirs(peer, 20, start=linear()[-1].rsqrt().item()), atol=5e-5, rtol=1e-5)
+    assert_close(
+        ours(DDIM(20, 1.0, clip=False)), theirs(peer, 20, start=linear()[-1].rsqrt().item()), atol=5e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_heuns_method_on_our_tables_equals_diffusers(steps):
-    "In σ = √((1−ᾱ)/ᾱ) the path is dx̄/dσ = ε(x̄/√(σ²+1), t); Heun takes the mean of the slopes at both ends, Euler at the last step."
+    """In σ = √((1−ᾱ)/ᾱ) the path is dx̄/dσ = ε(x̄/√(σ²+1), t).
+
+    Heun takes the mean of the slopes at both ends, Euler at the last step.
+    """
     from diffusers import HeunDiscreteScheduler
 
     sigma = [*((1 - linear()) / linear()).sqrt().float().tolist(), 0.0]
@@ -197,7 +225,12 @@ def test_heuns_method_on_our_tables_equals_diffusers(steps):
 
 def test_ddpm_equals_ddim_at_eta_1_with_the_same_noise():
     noise = lambda: NoiseStream([(5, 0), (5, 1)], (1, 8, 8))
-    assert_close(ours(DDPM(50, 1.0, clip=False), noise=noise()), ours(DDIM(50, 1.0, clip=False, eta=1.0), noise=noise()), atol=1e-5, rtol=1e-5)
+    assert_close(
+        ours(DDPM(50, 1.0, clip=False), noise=noise()),
+        ours(DDIM(50, 1.0, clip=False, eta=1.0), noise=noise()),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_ddpm_equals_diffusers_with_the_same_noise(monkeypatch):
@@ -206,8 +239,15 @@ def test_ddpm_equals_diffusers_with_the_same_noise(monkeypatch):
 
     stream = NoiseStream([(5, 0), (5, 1)], (1, 8, 8))
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: stream())
-    peer = DDPMScheduler(beta_schedule="linear", variance_type="fixed_small", clip_sample=False, timestep_spacing="trailing")
-    assert_close(ours(DDPM(50, 1.0, clip=False), noise=NoiseStream([(5, 0), (5, 1)], (1, 8, 8))), theirs(peer, 50), atol=2e-5, rtol=1e-5)
+    peer = DDPMScheduler(
+        beta_schedule="linear", variance_type="fixed_small", clip_sample=False, timestep_spacing="trailing"
+    )
+    assert_close(
+        ours(DDPM(50, 1.0, clip=False), noise=NoiseStream([(5, 0), (5, 1)], (1, 8, 8))),
+        theirs(peer, 50),
+        atol=2e-5,
+        rtol=1e-5,
+    )
 
 
 class GaussianModel:
@@ -242,7 +282,9 @@ def test_ddim_is_first_order_and_dpm_solver_better():
 @pytest.mark.parametrize("sampler", [DDIM(100, 1.0, eta=1.0, clip=False), DDPM(100, 1.0, clip=False)])
 def test_stochastic_samplers_reach_the_datas_distribution(sampler):
     diffusion = Diffusion(1000, cosine)
-    images = sampler.sample(GaussianModel(diffusion), diffusion, torch.zeros(40, dtype=torch.long), (1, 20, 20), [(0, i) for i in range(40)])
+    images = sampler.sample(
+        GaussianModel(diffusion), diffusion, torch.zeros(40, dtype=torch.long), (1, 20, 20), [(0, i) for i in range(40)]
+    )
     assert abs(images.mean() - 0.3) < 0.03 and abs(images.std() - 0.5) < 0.06
 
 
@@ -292,7 +334,8 @@ def test_a_loop_that_is_not_asked_further_stops():
 
 @pytest.mark.parametrize("sampler, message", [
     (DDIM(8, float("nan")), "guidance_scale=nan"), (DDIM(8, -1.0), "guidance_scale=-1.0"), (DDIM(8, float("inf")), "guidance_scale=inf"),
-    (DDIM(8, guidance_rescale=2), "guidance_rescale=2"), (DDIM(8, guidance_interval=[2, 1]), r"guidance_interval=\[2, 1\]"),
+    (DDIM(8, guidance_rescale=2), "guidance_rescale=2"), (DDIM(8, guidance_interval=[2, 1]), r"guidance_interval=\[2, "
+                                                                                             r"1\]"),
     (DDIM(8, eta=1.5), "eta=1.5"), (DDIM(0), "steps=0"), (DDIM(101), "steps=101")])
 def test_impossible_settings_are_refused_with_one_sentence(sampler, message):
     with pytest.raises(UserError, match=message):
@@ -314,6 +357,19 @@ def test_starting_from_an_image_takes_a_share_of_the_steps():
     noise = lambda: NoiseStream([(1, 0), (1, 1)], (1, 4, 4))
     start = sdedit_start(image, 0.3, 20, diffusion, noise())
     assert len(start["pairs"]) == 6
-    far = lambda strength: (DDIM(20, 1.0).sample(GaussianModel(diffusion), diffusion, torch.zeros(2, dtype=torch.long), (1, 4, 4), [(0, 0), (0, 1)],
-                                                 **sdedit_start(image, strength, 20, diffusion, noise())) - image).abs().mean()
+    far = lambda strength: (
+        (
+            DDIM(20, 1.0).sample(
+                GaussianModel(diffusion),
+                diffusion,
+                torch.zeros(2, dtype=torch.long),
+                (1, 4, 4),
+                [(0, 0), (0, 1)],
+                **sdedit_start(image, strength, 20, diffusion, noise()),
+            )
+            - image
+        )
+        .abs()
+        .mean()
+    )
     assert far(0.05) < 0.15 < far(1.0)

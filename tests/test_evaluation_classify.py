@@ -26,7 +26,16 @@ from perceiver_moe_diffusion.runs.overrides import load_config
 from torch.testing import assert_close
 
 
-TINY = ["experiment=perceiver_cifar10", "data=digits", "data/augment=none", "model.dim=32", "model.depth=1", "model.num_latents=4", "model.num_heads=2", "model.query_dim=32"]
+TINY = [
+    "experiment=perceiver_cifar10",
+    "data=digits",
+    "data/augment=none",
+    "model.dim=32",
+    "model.depth=1",
+    "model.num_latents=4",
+    "model.num_heads=2",
+    "model.query_dim=32",
+]
 
 
 def small(**core):
@@ -41,11 +50,19 @@ def test_the_confusion_matrix_counts_who_was_taken_for_whom():
     counts = confusion(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0]), 3)
     assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
     axes = show_confusion(counts, ["cat", "dog", "eel"]).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["50", "50", "100", "100"] and axes.get_yticklabels()[2].get_text() == "eel"
+    assert [text.get_text() for text in axes.texts] == ["50", "50", "100", "100"] and axes.get_yticklabels()[
+        2
+    ].get_text() == "eel"
 
 
 def test_predictions_are_marked_where_they_are_wrong():
-    figure = show_predictions(torch.zeros(3, 1, 4, 4), torch.tensor([0, 1, 1]), torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), ["cat", "dog"], columns=2)
+    figure = show_predictions(
+        torch.zeros(3, 1, 4, 4),
+        torch.tensor([0, 1, 1]),
+        torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]),
+        ["cat", "dog"],
+        columns=2,
+    )
     assert [axes.get_title() for axes in figure.axes] == ["cat\n90 %", "dog\n80 %", "× cat\n60 %", ""]
 
 
@@ -64,9 +81,17 @@ def test_a_classifier_is_judged_on_all_test_images_with_and_without_experts(tmp_
     pipeline = small(**({"feed_forward": feed_forward} if feed_forward else {}))
     results = classify(pipeline, data, folder=tmp_path)
     probs = pipeline.predict(data.split("test")[0])
-    assert results["accuracy"] == pytest.approx(float((probs.argmax(-1) == data.split("test")[1]).double().mean())) and results["test_size"] == len(probs) == 360
-    assert results["accuracy_interval"][0] <= results["accuracy"] <= results["accuracy_interval"][1] and list(results["accuracy_by_class"]) == pipeline.class_names
-    assert len(results["expert_load"]) == max(layers, 1) and results["flops"] == pytest.approx(classifier_costs(pipeline.model, (1, 8, 8))["flops"], rel=0.01)
+    assert (
+        results["accuracy"] == pytest.approx(float((probs.argmax(-1) == data.split("test")[1]).double().mean()))
+        and results["test_size"] == len(probs) == 360
+    )
+    assert (
+        results["accuracy_interval"][0] <= results["accuracy"] <= results["accuracy_interval"][1]
+        and list(results["accuracy_by_class"]) == pipeline.class_names
+    )
+    assert len(results["expert_load"]) == max(layers, 1) and results["flops"] == pytest.approx(
+        classifier_costs(pipeline.model, (1, 8, 8))["flops"], rel=0.01
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "predictions.png", "routing.png"]
 
 
@@ -85,12 +110,17 @@ def test_what_draws_images_is_no_classifier_and_the_other_way_round(tmp_path, mo
         told = capsys.readouterr().err
         assert ended.value.code == 2 and "ClassifierPipeline" in told and "Traceback" not in told
     pmd_evaluate(["run=run", "evaluation=classify"])
-    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["accuracy"] == json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"]
+    assert (
+        json.loads((tmp_path / "run" / "evaluation.json").read_text())["accuracy"]
+        == json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"]
+    )
 
 
 def test_the_reference_has_the_size_that_its_source_reports_and_ours_is_smaller():
     sizes = []
     for name in ("perceiver_cifar10", "perceiver_cifar10_fast"):
-        net = instantiate(load_config([f"experiment={name}"]).model.net, input_shape=(3, 32, 32), num_classes=10, _convert_="all")
+        net = instantiate(
+            load_config([f"experiment={name}"]).model.net, input_shape=(3, 32, 32), num_classes=10, _convert_="all"
+        )
         sizes.append(sum(p.numel() for p in net.parameters()))
     assert abs(sizes[0] / 4.00e6 - 1) < 0.01 and sizes[1] <= sizes[0]

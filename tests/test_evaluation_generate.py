@@ -26,7 +26,13 @@ def small_pipeline(data, feed_forward=functools.partial(build_moe, num_experts=4
     "A pipeline for 8×8 digits with fresh weights."
     torch.manual_seed(0)
     core = functools.partial(PerceiverIO, dim=48, num_latents=6, depth=depth, num_heads=2, feed_forward=feed_forward)
-    model = PerceiverDenoiser(data.input_shape, data.num_classes, functools.partial(ConvAdapter, dim=48, stem_channels=16), core=core, condition_dim=48)
+    model = PerceiverDenoiser(
+        data.input_shape,
+        data.num_classes,
+        functools.partial(ConvAdapter, dim=48, stem_channels=16),
+        core=core,
+        condition_dim=48,
+    )
     return GeneratorPipeline(model, Diffusion(100), DPMSolverPP(steps=6), data.data.class_names)
 
 
@@ -41,10 +47,13 @@ def test_routings_cover_every_token_and_every_noise_level_once():
     data, pipeline = tiny()
     images, labels = data.split("test")
     routings = routings_over_time(pipeline, images[:260], labels[:260])
-    tokens = len(pipeline.model.adapter.positions)  # the decoder answers one query per token; the latent block holds 6 latents and the condition
+    # the decoder answers one query per token; the latent block holds 6 latents and the condition
+    tokens = len(pipeline.model.adapter.positions)
     assert [tuple(r.expert_ids.shape) for r in routings] == [(260 * 7, 2), (260 * tokens, 2)]
     assert_close(routings[0].expert_ids, routings_over_time(pipeline, images[:260], labels[:260])[0].expert_ids)
-    assert not torch.equal(routings[0].logits, routings_over_time(pipeline, images[:260], labels[:260], seed=1)[0].logits)
+    assert not torch.equal(
+        routings[0].logits, routings_over_time(pipeline, images[:260], labels[:260], seed=1)[0].logits
+    )
 
 
 def test_the_load_of_each_layer_adds_up_to_its_number_of_experts():
@@ -62,10 +71,36 @@ def test_a_dense_model_has_one_expert_that_is_always_used():
     assert measured_load(pipeline, data).tolist() == [[1.0]]
 
 
-FLOORS = ["fd_floor", "density_floor", "coverage_floor", "memorisation_floor", "nearest_distance_floor", "classifier_accuracy_on_test"]
-FIGURES = ["conditional_accuracy", "conditional_accuracy_interval", "conditional_accuracy_by_class", "conditional_accuracy_s1", "fd", "fd_images",
-           "density", "coverage", "memorisation", "nearest_distance", "diversity", "diversity_s1", "min_expert_load", "expert_load",
-           "guidance_scale", "fd_guidance_scale", "steps", "flops_per_step", "parameters", "evaluate_seconds"]
+FLOORS = [
+    "fd_floor",
+    "density_floor",
+    "coverage_floor",
+    "memorisation_floor",
+    "nearest_distance_floor",
+    "classifier_accuracy_on_test",
+]
+FIGURES = [
+    "conditional_accuracy",
+    "conditional_accuracy_interval",
+    "conditional_accuracy_by_class",
+    "conditional_accuracy_s1",
+    "fd",
+    "fd_images",
+    "density",
+    "coverage",
+    "memorisation",
+    "nearest_distance",
+    "diversity",
+    "diversity_s1",
+    "min_expert_load",
+    "expert_load",
+    "guidance_scale",
+    "fd_guidance_scale",
+    "steps",
+    "flops_per_step",
+    "parameters",
+    "evaluate_seconds",
+]
 QUICK = dict(samples_per_class=6, max_fd_images=60, classifier_steps=25)
 
 
@@ -85,7 +120,9 @@ def numbers(value):
 def test_every_figure_is_there_and_finite():
     results = measured()
     assert sorted(results) == sorted(FLOORS + FIGURES)
-    assert all(isinstance(n, (int, float)) for n in numbers(results)) and bool(torch.tensor(numbers(results)).isfinite().all())
+    assert all(isinstance(n, (int, float)) for n in numbers(results)) and bool(
+        torch.tensor(numbers(results)).isfinite().all()
+    )
     assert results["fd_images"] == 60 and results["steps"] == 6 and results["guidance_scale"] == 2.0
     assert results["parameters"] == sum(p.numel() for p in tiny()[1].model.parameters())
     assert list(results["conditional_accuracy_by_class"]) == [str(i) for i in range(10)]
@@ -108,7 +145,9 @@ def test_the_same_seed_gives_the_same_figures():
 def test_distances_are_measured_at_the_scale_that_is_asked_for():
     data, pipeline = tiny()
     asked = []
-    sample = lambda labels, seed=0, **changes: asked.append(changes["guidance_scale"]) or GeneratorPipeline.sample(pipeline, labels, seed, **changes)
+    sample = lambda labels, seed=0, **changes: (
+        asked.append(changes["guidance_scale"]) or GeneratorPipeline.sample(pipeline, labels, seed, **changes)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "sample", sample)
         results = evaluate(pipeline, data, **QUICK, fd_guidance_scale=0.0)
@@ -146,6 +185,10 @@ def test_a_dense_model_is_measured_and_drawn_too(tmp_path):
     data, _ = tiny()
     pipeline = small_pipeline(data, Dense)
     results = evaluate(pipeline, data, **QUICK)
-    assert sorted(results) == sorted(measured()) and results["expert_load"] == [[1.0]] and results["min_expert_load"] == 1.0
+    assert (
+        sorted(results) == sorted(measured())
+        and results["expert_load"] == [[1.0]]
+        and results["min_expert_load"] == 1.0
+    )
     save_pictures(tmp_path, pipeline, results["expert_load"], scales=(1.0,))
     assert (tmp_path / "routing.png").is_file()

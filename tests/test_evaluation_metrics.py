@@ -56,7 +56,8 @@ def test_the_judge_reads_unseen_digits_and_one_image_at_a_time():
     features, predicted = judge.judge(images)
     assert features.shape == (360, 64) and features.dtype == torch.float64
     assert (predicted == labels).double().mean() > 0.95
-    torch.testing.assert_close(judge.judge(images[5:6])[0], features[5:6], rtol=1e-5, atol=1e-5)  # no statistics of the batch
+    # no statistics of the batch
+    torch.testing.assert_close(judge.judge(images[5:6])[0], features[5:6], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (1, 8, 20), (3, 32, 32), (1, 28, 28), (3, 17, 40)])
@@ -75,7 +76,10 @@ def test_mistakes_with_the_judge_are_named():
 def repeated_means(repeats, n=60):
     "Intervals from `repeats` experiments of `n` values each whose true mean is 0; skewed, as distances are."
     generator = torch.Generator().manual_seed(0)
-    return [bootstrap_mean(torch.empty(n).exponential_(generator=generator) - 1, resamples=300, seed=i) for i in range(repeats)]
+    return [
+        bootstrap_mean(torch.empty(n).exponential_(generator=generator) - 1, resamples=300, seed=i)
+        for i in range(repeats)
+    ]
 
 
 def test_the_interval_holds_the_true_mean_as_often_as_it_says():
@@ -87,9 +91,12 @@ def test_the_interval_of_a_mean():
     values = torch.arange(100.0)
     mean = bootstrap_mean(values)
     assert mean.value == pytest.approx(49.5) and mean.low < 49.5 < mean.high
-    assert mean.high - mean.low == pytest.approx(2 * 1.96 * float(values.std()) / 10, rel=0.15)  # the textbook's, for many values
+    # the textbook's, for many values
+    assert mean.high - mean.low == pytest.approx(2 * 1.96 * float(values.std()) / 10, rel=0.15)
     assert bootstrap_mean(values) == mean and bootstrap_mean(values, seed=1) != mean
-    assert bootstrap_mean(torch.ones(7)) == (1, 1, 1) and str(bootstrap_mean(torch.ones(7))) == "1.0000 [1.0000, 1.0000]"
+    assert (
+        bootstrap_mean(torch.ones(7)) == (1, 1, 1) and str(bootstrap_mean(torch.ones(7))) == "1.0000 [1.0000, 1.0000]"
+    )
     assert bootstrap_mean(torch.tensor([True, False])).value == 0.5
     with pytest.raises(UserError, match="no values"):
         bootstrap_mean(torch.zeros(0))
@@ -115,11 +122,15 @@ def test_frechet_distance_of_gaussians_with_diagonal_covariance():
 def test_frechet_distance_against_the_matrix_root_of_scipy():
     generator = torch.Generator().manual_seed(0)
     for size, n in ((5, 400), (64, 300), (64, 20)):  # the last: fewer images than features, singular covariances
-        a = torch.randn(n, size, generator=generator, dtype=torch.float64) @ torch.randn(size, size, generator=generator, dtype=torch.float64)
+        a = torch.randn(n, size, generator=generator, dtype=torch.float64) @ torch.randn(
+            size, size, generator=generator, dtype=torch.float64
+        )
         b = torch.randn(n, size, generator=generator, dtype=torch.float64) + 0.3
         cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
         root = scipy.linalg.sqrtm((cov_a @ cov_b + 1e-10 * torch.eye(size)).numpy())
-        expected = float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace()) - 2 * np.trace(root).real
+        expected = (
+            float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace()) - 2 * np.trace(root).real
+        )
         assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
 
 
@@ -214,7 +225,9 @@ def test_diversity_by_hand():
 def test_a_collapsed_set_has_no_diversity_however_far_apart_its_classes_are():
     labels = torch.arange(10).repeat_interleave(30)
     features = torch.randn(10, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[labels]
-    torch.testing.assert_close(within_class_diversity(features, labels), torch.zeros(300, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        within_class_diversity(features, labels), torch.zeros(300, dtype=torch.float64), rtol=0, atol=1e-5
+    )
 
 
 @functools.cache

@@ -22,7 +22,10 @@ from safetensors.torch import save_file
 
 @pytest.mark.parametrize("name", sorted(pretrained_folders()))
 def test_the_recorded_figures_come_out_again(name):
-    "From the shipped weights and the shipped judge. Another machine adds up in another order: an image of two hundred may change sides."
+    """From the shipped weights and the shipped judge. Another machine adds up in another order.
+
+    An image of two hundred may change sides.
+    """
     record, again = record_of(name)["quick"], remeasure(from_pretrained(name), judge_of(name), **QUICK)
     assert abs(again["conditional_accuracy"] - record["conditional_accuracy"]) <= 0.004
     assert abs(again["conditional_accuracy_s1"].value - record["conditional_accuracy_s1"][0]) <= 0.006
@@ -35,7 +38,8 @@ def test_the_recorded_figures_come_out_again(name):
 def test_the_shipped_models_are_good_enough_to_ship(name):
     record = record_of(name)
     assert record["conditional_accuracy"] >= 0.98 and record["memorisation"][0] <= record["memorisation_floor"][2]
-    wanted = {"digits": 1.5, "mnist": 4.0}[name] * record["fd_floor"]  # at s = 1, against real images at the same number
+    # at s = 1, against real images at the same number
+    wanted = {"digits": 1.5, "mnist": 4.0}[name] * record["fd_floor"]
     assert record["fd_slow"]["fd"] <= wanted, "what the model has learned, with steps enough"
     assert record["fd"] <= 1.05 * wanted, "and hardly worse in a dozen steps"
 
@@ -69,7 +73,13 @@ def test_a_shipped_folder_can_be_drawn_from_and_measured_again(shipped):
     again = remeasure(pipeline, load_judge(target, pipeline), samples_per_class=HASTY["samples_per_class"])
     assert again["fd"] == pytest.approx(record["fd"], rel=1e-2)
     assert again["conditional_accuracy"] == pytest.approx(record["conditional_accuracy"], abs=0.03)
-    assert sorted(p.name for p in target.iterdir()) == ["config.json", "config.yaml", "judge.safetensors", "model.safetensors", "record.json"]
+    assert sorted(p.name for p in target.iterdir()) == [
+        "config.json",
+        "config.yaml",
+        "judge.safetensors",
+        "model.safetensors",
+        "record.json",
+    ]
     assert json.loads((target / "record.json").read_text())["command"] == record_of("digits")["command"]
 
 
@@ -79,9 +89,13 @@ def test_a_judge_that_does_not_fit_is_refused(shipped, tmp_path):
     with pytest.raises(UserError, match="judge.safetensors is missing"):
         load_judge(tmp_path, pipeline)
     weights = read_weights(target / "judge.safetensors")
-    save_file({name: tensor for name, tensor in weights.items() if name != "classify.bias"}, tmp_path / "judge.safetensors")
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != "classify.bias"}, tmp_path / "judge.safetensors"
+    )
     with pytest.raises(UserError, match="does not hold a judge"):
         load_judge(tmp_path, pipeline)
-    save_file({name: tensor for name, tensor in weights.items() if name != "test_labels"}, tmp_path / "judge.safetensors")
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != "test_labels"}, tmp_path / "judge.safetensors"
+    )
     with pytest.raises(UserError, match="does not hold a judge"):
         load_judge(tmp_path, pipeline)

@@ -30,8 +30,20 @@ def test_what_is_kept_is_read_again(tmp_path):
 
 def test_of_a_log_some_columns_are_kept(tmp_path):
     table = "step,loss,val_loss,val_accuracy\n9,2.0,,\n19,1.5,,\n19,,1.4,0.5\n"
-    kept = archive_run(write_run(tmp_path, "metrics", table, train_seconds=30.0, accuracy=0.5, accuracy_interval=[0.4, 0.6], expert_load=[[1]]), "b", tmp_path / "out",
-                        columns=("step", "val_accuracy"))
+    kept = archive_run(
+        write_run(
+            tmp_path,
+            "metrics",
+            table,
+            train_seconds=30.0,
+            accuracy=0.5,
+            accuracy_interval=[0.4, 0.6],
+            expert_load=[[1]],
+        ),
+        "b",
+        tmp_path / "out",
+        columns=("step", "val_accuracy"),
+    )
     assert kept.rows == [{"step": 19, "val_accuracy": 0.5}] and kept.facts["seconds"] == 30
     assert kept.facts["results"] == {"train_seconds": 30.0, "accuracy": 0.5, "accuracy_interval": [0.4, 0.6]}
 
@@ -61,7 +73,12 @@ def test_the_interval_holds_the_truth_in_95_of_100_cases():
 
 
 def test_settings_keep_their_order_and_runs_that_failed_are_left_out():
-    rows = [{"moe": "b", "k": 1, "fd": 2.0}, {"moe": "a", "k": 1, "fd": 1.0}, {"moe": "b", "k": 1, "error": "it broke"}, {"moe": "b", "k": 2, "fd": 4.0}]
+    rows = [
+        {"moe": "b", "k": 1, "fd": 2.0},
+        {"moe": "a", "k": 1, "fd": 1.0},
+        {"moe": "b", "k": 1, "error": "it broke"},
+        {"moe": "b", "k": 2, "fd": 4.0},
+    ]
     assert list(means_by(rows, "moe", ["fd"])) == ["b", "a"] and means_by(rows, "moe", ["fd"])["b"]["fd"].value == 3
     assert list(means_by(rows, ("moe", "k"), ["fd"])) == [("b", 1), ("a", 1), ("b", 2)]
     table = table_of(means_by(rows, ("moe", "k"), ["fd"]), {"fd": "FD", "none": "?"}).splitlines()
@@ -73,4 +90,6 @@ def test_a_panel_for_each_column_and_a_row_for_each_setting():
     figure = show_comparison(rows, "moe", {"fd": "FD", "accuracy": "right"}, {"a": "first"})
     assert [axes.get_xlabel() for axes in figure.axes] == ["FD", "right"]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["first", "b"]
-    assert len(show_comparison(rows[:1], "moe", {"fd": "FD"}).axes) == 1, "one seed has no interval, and is shown all the same"
+    assert len(show_comparison(rows[:1], "moe", {"fd": "FD"}).axes) == 1, (
+        "one seed has no interval, and is shown all the same"
+    )

@@ -25,15 +25,34 @@ def parts_of(*overrides, experiment="dmmoe_questions"):
     return build_run(load_config([f"experiment={experiment}", *overrides]))
 
 
-SMALL = ("data.dataset.training=20", "data.dataset.validation=20", "data.dataset.test=20", "model.num_latents=4", "model.dim=16", "model.depth=1",
-         "model.num_heads=2", "model.query_dim=16")
+SMALL = (
+    "data.dataset.training=20",
+    "data.dataset.validation=20",
+    "data.dataset.test=20",
+    "model.num_latents=4",
+    "model.dim=16",
+    "model.depth=1",
+    "model.num_heads=2",
+    "model.query_dim=16",
+)
 
 
 def fit(parts, steps, decay=0.98):
     "Train, without a file; the trained model as a pipeline."
     silence_lightning()
-    trainer = Trainer(max_steps=steps, accelerator="cpu", devices=1, callbacks=[EMA(decay)], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                      enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=steps, gradient_clip_val=1.0)
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[EMA(decay)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=steps,
+        gradient_clip_val=1.0,
+    )
     trainer.fit(parts.module, TrainerData(parts.data))
     return ClassifierPipeline(parts.module.model, parts.data.data.class_names)
 
@@ -47,7 +66,17 @@ def test_each_row_is_counted_for_the_modality_of_its_token():
     counts, (_, routings) = tokens_by_expert(model, inputs), model(inputs, return_routing=True)
     assert list(counts) == ["image", "text"] and counts["image"].shape == (2, 4)
     for layer in range(2):
-        by_hand = [[sum(1 for row, chosen in zip(rows.tolist(), routings[layer].expert_ids.tolist()) if row == m and e in chosen) for e in range(4)] for m in range(2)]
+        by_hand = [
+            [
+                sum(
+                    1
+                    for row, chosen in zip(rows.tolist(), routings[layer].expert_ids.tolist())
+                    if row == m and e in chosen
+                )
+                for e in range(4)
+            ]
+            for m in range(2)
+        ]
         assert [counts[name][layer].tolist() for name in counts] == by_hand
 
 
@@ -58,7 +87,10 @@ def test_what_is_not_shown_is_not_routed():
 
 
 def test_the_distance_is_zero_for_equal_shares_and_one_for_separate_experts():
-    assert_close(split_between(torch.tensor([[4, 4, 0], [6, 0, 0]]), torch.tensor([[1, 1, 0], [0, 2, 2]])), torch.tensor([0.0, 1.0]))
+    assert_close(
+        split_between(torch.tensor([[4, 4, 0], [6, 0, 0]]), torch.tensor([[1, 1, 0], [0, 2, 2]])),
+        torch.tensor([0.0, 1.0]),
+    )
     assert_close(split_between(torch.tensor([[3, 1]]), torch.tensor([[1, 1]])), torch.tensor([0.25]))
 
 
@@ -84,17 +116,37 @@ def test_accuracy_is_counted_for_each_kind():
     data = parts_of(*SMALL).data
     said = Oracle(data.data, ["digit", "larger"]).predict(None).argmax(dim=-1)
     found = accuracy_by_kind(said == data.split("test")[1], data)
-    assert {kind: mean.value for kind, mean in found.items()} == {"larger": 1.0, "equal": 0.5, "sum": 0.5, "digit": 1.0, "extreme": 0.0}
+    assert {kind: mean.value for kind, mean in found.items()} == {
+        "larger": 1.0,
+        "equal": 0.5,
+        "sum": 0.5,
+        "digit": 1.0,
+        "extreme": 0.0,
+    }
 
 
 def test_a_model_is_judged_with_its_routing_and_its_pictures(tmp_path):
     parts = parts_of(*SMALL)
-    results = judge_questions(ClassifierPipeline(parts.module.model, parts.data.data.class_names), parts.data, folder=tmp_path)
-    assert 0 <= results["split_between"] <= 1 and (tmp_path / "modalities.png").is_file() and (tmp_path / "confusion.png").is_file()
+    results = judge_questions(
+        ClassifierPipeline(parts.module.model, parts.data.data.class_names), parts.data, folder=tmp_path
+    )
+    assert (
+        0 <= results["split_between"] <= 1
+        and (tmp_path / "modalities.png").is_file()
+        and (tmp_path / "confusion.png").is_file()
+    )
     for modality in ("image", "text"):
         for layer in (1, 2):
-            assert sum(results[f"share_{modality}_{layer}_{expert}"] for expert in ("Conv", "Attention", "Recurrent", "MLP")) == pytest.approx(1)
-    assert results["accuracy"] == pytest.approx(sum(weight * results[f"accuracy_{kind}"] for kind, weight in {"larger": 1, "equal": 1, "sum": 1, "digit": 2, "extreme": 2}.items()) / 7)
+            assert sum(
+                results[f"share_{modality}_{layer}_{expert}"] for expert in ("Conv", "Attention", "Recurrent", "MLP")
+            ) == pytest.approx(1)
+    assert results["accuracy"] == pytest.approx(
+        sum(
+            weight * results[f"accuracy_{kind}"]
+            for kind, weight in {"larger": 1, "equal": 1, "sum": 1, "digit": 2, "extreme": 2}.items()
+        )
+        / 7
+    )
 
 
 def test_a_model_that_does_not_see_has_no_share_of_image_tokens():
@@ -109,7 +161,9 @@ def test_training_changes_every_expert_and_the_blind_model_stays_at_its_ceiling(
     pipeline = fit(parts, 12, decay=0.5)
     assert all((p != before[name]).any() for name, p in pipeline.model.core.input_layers.named_parameters())
     inputs, labels = parts.data.split("test")
-    assert ((pipeline.predict(inputs).argmax(-1) == labels).float().mean()) <= best_accuracy_without()["image"] + 1e-6, "balanced answers: not one more than the ceiling"
+    assert ((pipeline.predict(inputs).argmax(-1) == labels).float().mean()) <= best_accuracy_without()[
+        "image"
+    ] + 1e-6, "balanced answers: not one more than the ceiling"
 
 
 def test_a_trained_model_is_saved_and_read_again(tmp_path):
@@ -120,13 +174,24 @@ def test_a_trained_model_is_saved_and_read_again(tmp_path):
 
 
 def test_pretrained_weights_are_taken_over_and_the_head_is_not(tmp_path):
-    short = ("data.dataset.max_length=24", "moe.grid=[24]", "model.num_latents=4", "model.dim=16", "model.query_dim=16", "model.num_heads=2")
+    short = (
+        "data.dataset.max_length=24",
+        "moe.grid=[24]",
+        "model.num_latents=4",
+        "model.dim=16",
+        "model.query_dim=16",
+        "model.num_heads=2",
+    )
     config = load_config(["experiment=dmmoe_language_pretraining", *short])
     first = build_run(config)
     save_model(config, first, tmp_path)
-    second = parts_of(*short, "seed=1", "data.shots=5", f"init={tmp_path}", "fresh=[core.head]", experiment="dmmoe_language")
+    second = parts_of(
+        *short, "seed=1", "data.shots=5", f"init={tmp_path}", "fresh=[core.head]", experiment="dmmoe_language"
+    )
     taken, own = first.module.model.state_dict(), second.module.model.state_dict()
-    assert len(second.data.train_index) == 35 and not set(first.data.data.class_names) & set(second.data.data.class_names)
+    assert len(second.data.train_index) == 35 and not set(first.data.data.class_names) & set(
+        second.data.data.class_names
+    )
     for name, weight in own.items():
         same = weight.shape == taken[name].shape and torch.equal(weight, taken[name])
         assert same == (not name.startswith("core.head")), name
@@ -143,6 +208,14 @@ def test_a_published_csv_file_goes_through_the_same_model(tmp_path):
     lines = [f'"{1 + i % 4}","Title {i}","Some text of the {i}th entry."\n' for i in range(80)]
     (tmp_path / "train.csv").write_text("".join(lines[:60]))
     (tmp_path / "test.csv").write_text("".join(lines[60:]))
-    parts = parts_of("data=ag_news", f"data.root={tmp_path}", "data.dataset.max_length=32", "moe.grid=[32]", "model.num_latents=4", "data.batch_size=8", experiment="dmmoe_language")
+    parts = parts_of(
+        "data=ag_news",
+        f"data.root={tmp_path}",
+        "data.dataset.max_length=32",
+        "moe.grid=[32]",
+        "model.num_latents=4",
+        "data.batch_size=8",
+        experiment="dmmoe_language",
+    )
     pipeline = fit(parts, 2)
     assert len(parts.data.test_index) == 20 and pipeline.predict(parts.data.split("test")[0]).shape == (20, 4)

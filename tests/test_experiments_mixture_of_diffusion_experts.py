@@ -28,8 +28,15 @@ from perceiver_moe_diffusion.runs.train import train
 from torch.testing import assert_close
 
 
-TINY = ("experiment=mixture_of_diffusion_experts", "model.dim=16", "model.num_latents=4", "model.depth=0", "model.expert.adapter.stem_channels=8",
-        "diffusion.timesteps=100", "sampler.steps=4")
+TINY = (
+    "experiment=mixture_of_diffusion_experts",
+    "model.dim=16",
+    "model.num_latents=4",
+    "model.depth=0",
+    "model.expert.adapter.stem_channels=8",
+    "diffusion.timesteps=100",
+    "sampler.steps=4",
+)
 
 
 @functools.cache
@@ -78,7 +85,12 @@ def test_a_closed_expert_has_no_weight():
 
 def test_the_picture_has_a_panel_for_each_table():
     axes = show_experts({"a": torch.rand(4, 2), "b": torch.rand(4, 3)}, ["x", "y", "z"]).axes
-    assert [a.get_title() for a in axes[:2]] == ["a", "b"] and [t.get_text() for t in axes[1].get_xticklabels()] == ["x", "y", "z", "none"]
+    assert [a.get_title() for a in axes[:2]] == ["a", "b"] and [t.get_text() for t in axes[1].get_xticklabels()] == [
+        "x",
+        "y",
+        "z",
+        "none",
+    ]
 
 
 def images_asked(mixture, x, t, label):
@@ -118,18 +130,26 @@ def test_an_expert_that_nobody_asks_for_is_not_called():
 def test_the_work_of_a_step_is_that_of_the_experts_asked():
     mixture = fresh(*TINY)[1].model
     one, two, dense = (step_flops(mixture, k, images=220) for k in (1, 2, 4))
-    assert one == pytest.approx(dense / 4, rel=0.01) and two == pytest.approx(dense / 2, rel=0.01), "but for the positions, which each expert looks up once"
+    assert one == pytest.approx(dense / 4, rel=0.01) and two == pytest.approx(dense / 2, rel=0.01), (
+        "but for the positions, which each expert looks up once"
+    )
 
 
 SEVEN = (*TINY, "data.classes=[0,1,2,3,4,5,6]", "model.router.top_k=2")
-THREE = tuple(o for o in TINY if not o.startswith(("experiment", "model.expert"))) + ("data.classes=[7,8,9]", "moe=dense", "model.adapter.stem_channels=8")
+THREE = tuple(o for o in TINY if not o.startswith(("experiment", "model.expert"))) + (
+    "data.classes=[7,8,9]",
+    "moe=dense",
+    "model.adapter.stem_channels=8",
+)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
 def test_what_it_gives_for_old_classes_is_unchanged_to_the_last_bit(scale):
     old, new = fresh(*SEVEN)[1], fresh(*THREE)[1]
     grown, labels = grow(old, new), torch.arange(7)
-    assert torch.equal(grown.sample(labels, seed=3, guidance_scale=scale), old.sample(labels, seed=3, guidance_scale=scale))
+    assert torch.equal(
+        grown.sample(labels, seed=3, guidance_scale=scale), old.sample(labels, seed=3, guidance_scale=scale)
+    )
     assert grown.class_names == list("0123456789") and len(old.model.experts) == 4 and len(grown.model.experts) == 5
 
 
@@ -137,7 +157,9 @@ def test_new_classes_are_drawn_by_the_new_expert():
     old, new = fresh(*SEVEN)[1], fresh(*THREE)[1]
     grown = grow(old, new)
     assert_close(grown.sample([7, 8, 9], guidance_scale=1.0), new.sample([0, 1, 2], guidance_scale=1.0))
-    assert not torch.allclose(grown.sample([7, 8, 9], guidance_scale=2.0), new.sample([0, 1, 2], guidance_scale=2.0)), "the unconditional half is that of the old experts"
+    assert not torch.allclose(grown.sample([7, 8, 9], guidance_scale=2.0), new.sample([0, 1, 2], guidance_scale=2.0)), (
+        "the unconditional half is that of the old experts"
+    )
 
 
 def test_a_grown_mixture_is_saved_and_read_and_grown_again(tmp_path):
@@ -148,7 +170,9 @@ def test_a_grown_mixture_is_saved_and_read_and_grown_again(tmp_path):
     ten = grow(load_pipeline(tmp_path / "seven"), load_pipeline(tmp_path / "three"))
     save_grown(tmp_path / "ten", ten, tmp_path / "seven", tmp_path / "three")
     again, labels = load_pipeline(tmp_path / "ten"), torch.arange(10)
-    assert torch.equal(again.sample(labels, seed=1), ten.sample(labels, seed=1)) and again.class_names == ten.class_names
+    assert (
+        torch.equal(again.sample(labels, seed=1), ten.sample(labels, seed=1)) and again.class_names == ten.class_names
+    )
     assert torch.equal(again.sample(labels[:7], seed=1), load_pipeline(tmp_path / "seven").sample(labels[:7], seed=1))
     save_grown(tmp_path / "eleven", grow(again, load_pipeline(tmp_path / "one")), tmp_path / "ten", tmp_path / "one")
     eleven = load_pipeline(tmp_path / "eleven")
@@ -160,7 +184,9 @@ def test_what_cannot_grow_is_refused():
     with pytest.raises(UserError, match="growing a PerceiverDenoiser .* router on the class"):
         grow(new, new)
     by_noise = copy.copy(old)
-    by_noise.model = MixtureOfDenoisers((1, 8, 8), 7, IntervalRouter, [lambda expert=e, **_: expert for e in old.model.experts])
+    by_noise.model = MixtureOfDenoisers(
+        (1, 8, 8), 7, IntervalRouter, [lambda expert=e, **_: expert for e in old.model.experts]
+    )
     with pytest.raises(UserError, match="growing a MixtureOfDenoisers"):
         grow(by_noise, new)
     with pytest.raises(UserError, match="another noise schedule"):
@@ -176,7 +202,15 @@ TOLD = ("accuracy_all", "fd", "diversity")
 def seven_run():
     "The folder of a mixture of seven classes, hardly trained."
     folder = Path(tempfile.mkdtemp()) / "run"
-    run(folder, *SEVEN, "trainer.max_steps=1", "trainer.val_check_interval=1", "evaluation.samples_per_class=2", "evaluation.max_fd_images=20", "evaluation.classifier_steps=1")
+    run(
+        folder,
+        *SEVEN,
+        "trainer.max_steps=1",
+        "trainer.val_check_interval=1",
+        "evaluation.samples_per_class=2",
+        "evaluation.max_fd_images=20",
+        "evaluation.classifier_steps=1",
+    )
     return folder
 
 
@@ -193,13 +227,26 @@ def test_every_figure_is_there_and_the_old_classes_are_what_they_were():
         for what in TOLD:
             assert results[f"{what}_old_before_{scale}"] == results[f"{what}_old_after_{scale}"]
             assert torch.tensor(results[f"{what}_new_alone_{scale}"]).isfinite()
-        assert {f"accuracy_{c}_new_after_{scale}" for c in "789"} | {f"accuracy_{c}_old_after_{scale}" for c in "0123456"} <= set(results)
-    assert results["fd_new_alone_s1"] == pytest.approx(results["fd_new_after_s1"], rel=1e-4) and results["fd_new_alone_s2"] != results["fd_new_after_s2"]
+        assert {f"accuracy_{c}_new_after_{scale}" for c in "789"} | {
+            f"accuracy_{c}_old_after_{scale}" for c in "0123456"
+        } <= set(results)
+    assert (
+        results["fd_new_alone_s1"] == pytest.approx(results["fd_new_after_s1"], rel=1e-4)
+        and results["fd_new_alone_s2"] != results["fd_new_after_s2"]
+    )
 
 
 def test_a_mixture_that_is_not_there_is_told_before_anything_is_trained(tmp_path):
     with pytest.raises(UserError, match="no model at .*nowhere"):
-        train(load_config(["experiment=mixture_of_diffusion_experts_grown", f"evaluation.mixture={tmp_path / 'nowhere'}", f"run_dir={tmp_path / 'run'}"]))
+        train(
+            load_config(
+                [
+                    "experiment=mixture_of_diffusion_experts_grown",
+                    f"evaluation.mixture={tmp_path / 'nowhere'}",
+                    f"run_dir={tmp_path / 'run'}",
+                ]
+            )
+        )
     assert not (tmp_path / "run").exists()
 
 

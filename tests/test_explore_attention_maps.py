@@ -61,7 +61,9 @@ def test_weights_times_values_are_the_output_of_the_layer(num_heads, context_dim
     mask = mask if masked else None
     weights = attention_weights(layer, x, context, mask)
     assert weights.shape == (3, num_heads, 5, 5 if context is None else 7)
-    assert_close(output_from(weights, layer, x if context is None else context), layer(x, context, mask), rtol=1e-5, atol=1e-5)
+    assert_close(
+        output_from(weights, layer, x if context is None else context), layer(x, context, mask), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_weights_are_positive_and_sum_to_one_and_what_is_masked_is_not_read():
@@ -145,7 +147,9 @@ def small():
     torch.manual_seed(0)
     core = partial(PerceiverIO, dim=16, num_latents=6, depth=1, num_heads=2, num_stages=2, share_weights=False)
     model = PerceiverDenoiser((1, 8, 8), 3, partial(ConvAdapter, dim=16, stem_channels=8), core=core, condition_dim=16)
-    return GeneratorPipeline(model, Diffusion(20), DPMSolverPP(steps=3), ["a", "b", "c"]), torch.rand(4, 1, 8, 8) * 2 - 1
+    return GeneratorPipeline(model, Diffusion(20), DPMSolverPP(steps=3), ["a", "b", "c"]), torch.rand(
+        4, 1, 8, 8
+    ) * 2 - 1
 
 
 def test_the_readings_have_their_shapes_and_sum_to_one():
@@ -177,7 +181,11 @@ def test_the_last_latent_is_the_condition_and_depends_on_the_class():
     with torch.no_grad():
         condition = pipeline.model.condition(torch.tensor([7]), torch.tensor([2]))
         tokens, _ = pipeline.model.adapter.tokens(images[:1], condition)
-        expected = attention_weights(encoder.attention, encoder.norm_x(pipeline.model.to_latent(condition)[:, None]), encoder.norm_context(tokens))
+        expected = attention_weights(
+            encoder.attention,
+            encoder.norm_x(pipeline.model.to_latent(condition)[:, None]),
+            encoder.norm_context(tokens),
+        )
     assert_close(read_by_latents(pipeline, images[:1], 7, 2)[:, :, -1:], expected)
 
 
@@ -270,7 +278,14 @@ def test_a_place_that_does_not_exist_is_one_sentence(places):
 def test_each_row_of_the_levels_shows_its_level():
     pipeline, images = small()
     grid = [axes for axes in show_levels(pipeline, images[0], 1, (19, 3), latents=(2, 6), seed=4).axes if axes.images]
-    assert [axes.get_title() for axes in grid] == ["x_t, t=19", "latent 2", "condition", "x_t, t=3", "latent 2", "condition"]
+    assert [axes.get_title() for axes in grid] == [
+        "x_t, t=19",
+        "latent 2",
+        "condition",
+        "x_t, t=3",
+        "latent 2",
+        "condition",
+    ]
     for first, t in ((0, 19), (3, 3)):
         expected = read_by_latents(pipeline, noised_images(pipeline, images[:1], t, 4), t, 1)[0].mean(dim=0)
         for axes, latent in zip(grid[first + 1:first + 3], (2, 6)):
@@ -288,10 +303,15 @@ def test_the_reading_over_time_is_the_mean_of_its_parts():
     pipeline, images = small()
     reading = reading_over_time(pipeline, images, [0, 1, 2, 0], [2, 18])
     x_t = noised_images(pipeline, images, 18)
-    latents, queries = read_by_latents(pipeline, x_t, 18, [0, 1, 2, 0]), read_by_queries(pipeline, x_t, 18, [0, 1, 2, 0])
+    latents, queries = (
+        read_by_latents(pipeline, x_t, 18, [0, 1, 2, 0]),
+        read_by_queries(pipeline, x_t, 18, [0, 1, 2, 0]),
+    )
     assert reading.levels == [2, 18]
-    assert_close(torch.tensor([reading.patches_per_latent[1], reading.latents_per_query[1], reading.condition[1]]),
-                 torch.stack([entropy(latents).exp().mean(), entropy(queries).exp().mean(), 7 * queries[..., 6].mean()]))
+    assert_close(
+        torch.tensor([reading.patches_per_latent[1], reading.latents_per_query[1], reading.condition[1]]),
+        torch.stack([entropy(latents).exp().mean(), entropy(queries).exp().mean(), 7 * queries[..., 6].mean()]),
+    )
     assert all(1 <= n <= 16 for n in reading.patches_per_latent) and all(1 <= n <= 7 for n in reading.latents_per_query)
 
 
@@ -303,7 +323,11 @@ def settled(live):
 
 def test_what_is_drawn_of_one_latent_is_what_was_read():
     pipeline, images = small()
-    shown = [torch.as_tensor(axes.images[0].get_array()) for axes in attention_figure(pipeline, images[:3], 4, 11, 2, seed=5).axes if axes.images]
+    shown = [
+        torch.as_tensor(axes.images[0].get_array())
+        for axes in attention_figure(pipeline, images[:3], 4, 11, 2, seed=5).axes
+        if axes.images
+    ]
     x_t = noised_images(pipeline, images[2:3], 11, 5)
     reads, asked = read_by_latents(pipeline, x_t, 11, 2)[0], read_by_queries(pipeline, x_t, 11, 2)[0]
     assert_close(shown[0].float(), x_t[0, 0].clamp(-1, 1) / 2 + 0.5)
@@ -337,11 +361,15 @@ def test_the_explorer_recovers_from_a_wrong_seed():
 @pytest.mark.parametrize("name,bad,sentence", [
     ("latent", 7.0, "latent=7.0 is not possible; allowed: a whole number from 0 to 6 (6 is the condition)."),
     ("latent", -1.0, "latent=-1.0 is not possible"), ("latent", float("nan"), "latent=nan is not possible"),
-    ("t", 20.0, "t=20.0 is not possible; allowed: a whole number from 0 to 19."), ("t", float("nan"), "t=nan is not possible"),
+    ("t", 20.0, "t=20.0 is not possible; allowed: a whole number from 0 to 19."), ("t", float("nan"), "t=nan is not "
+                                                                                                      "possible"),
     ("t", 2.5, "t=2.5 is not possible")])
 def test_a_mistake_is_a_sentence_and_the_next_value_works(name, bad, sentence):
     pipeline, images = small()
-    live = LiveFigure(partial(attention_figure, pipeline, images[:3], label=0), {"latent": ipywidgets.FloatText(1.0), "t": ipywidgets.FloatText(3.0)})
+    live = LiveFigure(
+        partial(attention_figure, pipeline, images[:3], label=0),
+        {"latent": ipywidgets.FloatText(1.0), "t": ipywidgets.FloatText(3.0)},
+    )
     good, _ = settled(live)
     live.controls[name].value = bad
     picture, said = settled(live)

@@ -99,7 +99,9 @@ def test_a_seed_below_zero_is_one_sentence():
 def test_the_strip_has_a_row_for_each_schedule_and_shows_x_t():
     x0 = digits().inputs()[5]
     axes = show_strip(x0, shares=(0, 1), timesteps=20).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [name + end for name in SCHEDULES for end in ("", ", zero SNR")]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        name + end for name in SCHEDULES for end in ("", ", zero SNR")
+    ]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["t=0", "t=19"]
     shown = torch.as_tensor(axes.images[0].get_array())
     for row, name in ((0, "linear"), (2, "cosine"), (4, "sigmoid")):
@@ -112,7 +114,9 @@ TINY = dict(timesteps=20, index=5)
 
 def parts_of(figure):
     "What the figure shows under each title, as tensors."
-    return {axes.get_title(): torch.as_tensor(axes.images[0].get_array().filled()) for axes in figure.axes if axes.images}
+    return {
+        axes.get_title(): torch.as_tensor(axes.images[0].get_array().filled()) for axes in figure.axes if axes.images
+    }
 
 
 @pytest.mark.parametrize("name,zero,t", [("linear", False, 0), ("cosine", False, 11), ("cosine", True, 19), ("sigmoid", True, 4)])
@@ -131,7 +135,9 @@ def test_what_is_drawn_is_what_is_computed(name, zero, t):
 
 @pytest.mark.parametrize("name,zero,t", [("linear", False, 0), ("cosine", False, 11), ("cosine", True, 19), ("sigmoid", True, 4)])
 def test_the_marker_is_at_t_on_the_chosen_curve(name, zero, t):
-    axes = next(axes for axes in forward_figure(digits().inputs(), t, name, zero, **TINY).axes if axes.get_ylabel() == "log SNR")
+    axes = next(
+        axes for axes in forward_figure(digits().inputs(), t, name, zero, **TINY).axes if axes.get_ylabel() == "log SNR"
+    )
     lines = {line.get_label(): line for line in axes.get_lines()}
     marker = next(line for label, line in lines.items() if label.startswith("t ("))
     curve = lines[name + ", zero SNR" * zero]
@@ -145,8 +151,10 @@ def test_the_last_level_of_zero_snr_is_said_in_words():
 
 
 def test_colour_images_are_drawn_too():
-    figure = forward_figure(torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1, 10, timesteps=20)
-    assert all(part.shape == (4, 4, 3) and 0 <= part.min() and part.max() <= 1 for part in parts_of(figure).values())
+    figure = forward_figure(
+        torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1, 10, timesteps=20
+    )
+    assert all(part.shape == (4, 4, 3) and part.min() >= 0 and part.max() <= 1 for part in parts_of(figure).values())
 
 
 @pytest.mark.parametrize("wrong,sentence", [

@@ -28,7 +28,10 @@ def test_a_wish_is_drawn_as_the_pipeline_draws_it(digits_model):
         so_far.append(len(last.steps))
     labels = torch.arange(10).repeat(2)
     assert so_far == [1, 2, 3, 4, 5]
-    assert torch.equal(last.images, pipeline.sample(labels, seed=4, guidance_scale=3.0, steps=5)) and last.labels.tolist() == labels.tolist()
+    assert (
+        torch.equal(last.images, pipeline.sample(labels, seed=4, guidance_scale=3.0, steps=5))
+        and last.labels.tolist() == labels.tolist()
+    )
 
 
 def test_one_class_fills_the_grid_with_different_images(digits_model):
@@ -60,7 +63,9 @@ def test_accuracy_and_diversity_move_apart_with_the_scale(digits_model):
 def test_one_image_per_class_has_no_diversity(digits_model):
     pipeline, judge = digits_model
     *_, drawing = run_request(pipeline, SamplingRequest(rows=1, steps=3))
-    assert quality_of(drawing, judge).diversity is None and "one image per class" in describe_quality(quality_of(drawing, judge))
+    assert quality_of(drawing, judge).diversity is None and "one image per class" in describe_quality(
+        quality_of(drawing, judge)
+    )
 
 
 def test_the_strip_has_a_row_per_scale(digits_model):
@@ -85,7 +90,11 @@ def panel(digits_model, tmp_path):
 def test_the_first_picture_is_there_without_a_click(panel):
     assert bytes(panel.image.value).startswith(b"\x89PNG") and bytes(panel.frame.value).startswith(b"\x89PNG")
     assert "4 steps in" in panel.status.value and "conditional accuracy" in panel.numbers.value
-    assert "w = s − 1 = 1" in panel.w.value and panel.controls["label"].label == "all classes" and panel.wish().label is None
+    assert (
+        "w = s − 1 = 1" in panel.w.value
+        and panel.controls["label"].label == "all classes"
+        and panel.wish().label is None
+    )
 
 
 @pytest.mark.parametrize("name, value", [("guidance_scale", 5.0), ("label", 3), ("rows", 1), ("seed", 7), ("steps", 6), ("sampler", "DDIM"), ("sampler", "DDPM"),
@@ -98,7 +107,9 @@ def test_each_control_changes_the_picture_and_the_way_back_is_cached(panel, name
     changed = panel.image.value
     assert changed != before and getattr(panel.wish(), name) == value
     control.value = old
-    assert panel.image.value == before and "from the cache" in settled(panel), "no waiting: it is shown in the same call"
+    assert panel.image.value == before and "from the cache" in settled(panel), (
+        "no waiting: it is shown in the same call"
+    )
 
 
 def test_the_interval_counts_once_it_is_switched_on(panel):
@@ -147,7 +158,8 @@ def test_stop_acts_between_two_steps_and_the_panel_goes_on(panel):
 
 def test_stop_before_the_first_step_is_told_too(panel):
     begun, go = threading.Event(), threading.Event()
-    panel.worker.submit(lambda stopped: begun.set() or go.wait(60))  # keeps the worker busy, so that the wish has to wait
+    # keeps the worker busy, so that the wish has to wait
+    panel.worker.submit(lambda stopped: begun.set() or go.wait(60))
     assert begun.wait(60)
     before = panel.image.value
     panel.controls["steps"].value = 200
@@ -181,7 +193,11 @@ def test_compare_opens_a_copy_that_goes_its_own_way(digits_model):
     explorer.compare.value = True
     second = explorer.panels[1]
     settled(second)
-    assert second.wish() == first.wish() and second.image.value == first.image.value and len(explorer.side_by_side.children) == 2
+    assert (
+        second.wish() == first.wish()
+        and second.image.value == first.image.value
+        and len(explorer.side_by_side.children) == 2
+    )
     second.controls["guidance_scale"].value = 0.0
     settled(second)
     assert second.image.value != first.image.value and first.wish().guidance_scale == 3.5

@@ -26,7 +26,9 @@ def small_pipeline(feed_forward=functools.partial(build_moe, num_experts=4, top_
     "A pipeline with fresh weights: routing can be counted in any model."
     torch.manual_seed(0)
     core = functools.partial(PerceiverIO, dim=16, num_latents=4, depth=depth, num_heads=2, feed_forward=feed_forward)
-    model = PerceiverDenoiser(image_shape, 10, functools.partial(ConvAdapter, dim=16, stem_channels=8), core=core, condition_dim=16)
+    model = PerceiverDenoiser(
+        image_shape, 10, functools.partial(ConvAdapter, dim=16, stem_channels=8), core=core, condition_dim=16
+    )
     return GeneratorPipeline(model, Diffusion(50), DPMSolverPP(steps=4), [str(i) for i in range(10)])
 
 
@@ -56,14 +58,19 @@ def test_a_router_that_sends_the_left_half_to_expert_0_gives_a_map_that_shows_it
     assert len(maps) == 2 and maps[0].step.t == 49 and maps[0].num_experts == 4
     for patch_map in maps:
         assert patch_map.expert.shape == (3, height // 2, width // 2)
-        assert bool((patch_map.expert[:, :, :width // 4] == 0).all()) and bool((patch_map.expert[:, :, width // 4:] == 1).all())
+        assert bool((patch_map.expert[:, :, : width // 4] == 0).all()) and bool(
+            (patch_map.expert[:, :, width // 4 :] == 1).all()
+        )
 
 
 def test_the_colours_lie_on_the_pixels_of_their_patch():
     black, white = torch.full((1, 4, 4), -1.0), torch.ones(1, 4, 4)
     blue, orange = expert_colours(2)
     expert = torch.tensor([[0, 1], [-1, 0]])
-    for image, in_blue, in_orange, bare in ((black, blue, orange, 0), (white, blue + 0.75 * (1 - blue), orange + 0.75 * (1 - orange), 1)):
+    for image, in_blue, in_orange, bare in (
+        (black, blue, orange, 0),
+        (white, blue + 0.75 * (1 - blue), orange + 0.75 * (1 - orange), 1),
+    ):
         seen = tint_patches(image, expert, 2)
         np.testing.assert_allclose(seen[:2, :2], np.broadcast_to(in_blue, (2, 2, 3)))
         np.testing.assert_allclose(seen[:2, 2:], np.broadcast_to(in_orange, (2, 2, 3)))
@@ -72,7 +79,11 @@ def test_the_colours_lie_on_the_pixels_of_their_patch():
 
 
 def test_the_top_expert_is_the_one_that_weighs_most_wherever_it_stands():
-    routing = Routing(torch.tensor([[0, 1], [2, 3], [-1, 1], [-1, -1]]), torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]), torch.zeros(4, 4))
+    routing = Routing(
+        torch.tensor([[0, 1], [2, 3], [-1, 1], [-1, -1]]),
+        torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]),
+        torch.zeros(4, 4),
+    )
     assert patch_experts(routing, 1, (1, 4, 4)).tolist() == [[[1, 2], [1, -1]]]
 
 
@@ -94,7 +105,9 @@ def test_the_picture_of_patches_names_its_rows_its_steps_and_its_experts():
     assert [cell.get_ylabel() for cell in cells[:, 0]] == ["four", "five"]
     assert [cell.get_xlabel() for cell in cells[-1]] == [f"t={m.step.t}" for m in maps]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"expert {i}" for i in range(4)]
-    np.testing.assert_allclose(np.asarray(cells[1, 2].images[0].get_array()), tint_patches(maps[2].step.x0[1], maps[2].expert[1], 4))
+    np.testing.assert_allclose(
+        np.asarray(cells[1, 2].images[0].get_array()), tint_patches(maps[2].step.x0[1], maps[2].expert[1], 4)
+    )
 
 
 def test_experts_of_any_number_have_colours_of_their_own():

@@ -35,7 +35,9 @@ def small_pipeline(feed_forward=functools.partial(build_moe, num_experts=4, top_
     "A pipeline with fresh weights: routing can be counted in any model."
     torch.manual_seed(0)
     core = functools.partial(PerceiverIO, dim=16, num_latents=4, depth=depth, num_heads=2, feed_forward=feed_forward)
-    model = PerceiverDenoiser(image_shape, 10, functools.partial(ConvAdapter, dim=16, stem_channels=8), core=core, condition_dim=16)
+    model = PerceiverDenoiser(
+        image_shape, 10, functools.partial(ConvAdapter, dim=16, stem_channels=8), core=core, condition_dim=16
+    )
     return GeneratorPipeline(model, Diffusion(50), DPMSolverPP(steps=4), [str(i) for i in range(10)])
 
 
@@ -47,7 +49,9 @@ def some_digits(n=40):
 def routing_of(index, experts):
     "A `Routing` made by hand: the choices [R, k] alone matter, and the first of a row weighs most."
     index = torch.as_tensor(index)
-    return Routing(index, torch.linspace(0.9, 0.1, index.shape[1]).expand(index.shape), torch.zeros(len(index), experts))
+    return Routing(
+        index, torch.linspace(0.9, 0.1, index.shape[1]).expand(index.shape), torch.zeros(len(index), experts)
+    )
 
 
 def test_each_image_stands_beside_the_noise_level_and_the_label_that_the_model_was_given():
@@ -61,11 +65,19 @@ def test_each_image_stands_beside_the_noise_level_and_the_label_that_the_model_w
 
 
 def test_of_classes_keeps_the_rows_of_their_images():
-    seen = RoutingRecord({"decoder": routing_of([[0], [1], [2], [3], [0], [2]], 4)}, torch.tensor([10, 20, 30]), torch.tensor([7, 5, 7]))
+    seen = RoutingRecord(
+        {"decoder": routing_of([[0], [1], [2], [3], [0], [2]], 4)}, torch.tensor([10, 20, 30]), torch.tensor([7, 5, 7])
+    )
     part = seen.of_classes([7])
-    assert part.routings["decoder"].expert_ids.flatten().tolist() == [0, 1, 0, 2] and part.t.tolist() == [10, 30] and part.label.tolist() == [7, 7]
+    assert (
+        part.routings["decoder"].expert_ids.flatten().tolist() == [0, 1, 0, 2]
+        and part.t.tolist() == [10, 30]
+        and part.label.tolist() == [7, 7]
+    )
     assert_close(seen.of_classes(range(10)).routings["decoder"].expert_ids, seen.routings["decoder"].expert_ids)
-    with pytest.raises(UserError, match=r"classes \[3\] is not possible; allowed: classes of the images watched: \[5, 7\]"):
+    with pytest.raises(
+        UserError, match=r"classes \[3\] is not possible; allowed: classes of the images watched: \[5, 7\]"
+    ):
         seen.of_classes([3])
 
 
@@ -89,7 +101,9 @@ def test_shares_of_a_table_counted_by_hand():
 
 def test_a_token_without_an_expert_is_no_choice():
     routing = routing_of([[0, -1], [-1, -1], [1, 0], [0, -1]], 2)
-    assert_close(choice_shares(routing, torch.tensor([0, 1]), 2), torch.tensor([[1, 0], [2 / 3, 1 / 3]], dtype=torch.float64))
+    assert_close(
+        choice_shares(routing, torch.tensor([0, 1]), 2), torch.tensor([[1, 0], [2 / 3, 1 / 3]], dtype=torch.float64)
+    )
 
 
 def test_a_router_that_goes_by_the_noise_level_shows_a_diagonal():
@@ -104,7 +118,9 @@ def test_a_router_that_goes_by_the_noise_level_shows_a_diagonal():
 
 def test_a_router_that_goes_by_the_class_shows_the_class():
     label = torch.tensor([2, 0, 1, 1, 2])
-    seen = RoutingRecord({"decoder": routing_of(label.repeat_interleave(4).unsqueeze(1), 3)}, torch.zeros(5, dtype=torch.long), label)
+    seen = RoutingRecord(
+        {"decoder": routing_of(label.repeat_interleave(4).unsqueeze(1), 3)}, torch.zeros(5, dtype=torch.long), label
+    )
     assert_close(shares_over_class(seen, 3)["decoder"], torch.eye(3, dtype=torch.float64))
 
 
@@ -127,8 +143,10 @@ def test_rows_that_do_not_belong_to_images_are_refused():
 
 def test_heat_maps_have_a_panel_per_layer_with_labelled_axes_and_the_table_in_them():
     seen = record_routing(small_pipeline(depth=3), *some_digits(30))
-    for figure, xlabel, tables in ((show_time(seen, 50), "noise level t", shares_over_time(seen, 50)),
-                                   (show_classes(seen, [str(i) for i in range(10)]), "class", shares_over_class(seen, 10))):
+    for figure, xlabel, tables in (
+        (show_time(seen, 50), "noise level t", shares_over_time(seen, 50)),
+        (show_classes(seen, [str(i) for i in range(10)]), "class", shares_over_class(seen, 10)),
+    ):
         *maps, bar = figure.axes
         assert [axes.get_title() for axes in maps] == list(tables) and "(uniform: 0.25)" in bar.get_ylabel()
         for axes, table in zip(maps, tables.values()):
@@ -140,7 +158,9 @@ def test_statistics_of_an_undecided_and_of_a_certain_router():
     undecided = routing_of([[0], [1], [2], [3]], 4)
     certain = undecided._replace(logits=50 * torch.eye(4))
     collapsed = routing_of([[1]] * 4, 4)._replace(logits=50 * torch.eye(4)[[1] * 4])
-    approx = lambda entropy, confidence, load: pytest.approx({"entropy": entropy, "confidence": confidence, "least_load": load}, abs=1e-6)
+    approx = lambda entropy, confidence, load: pytest.approx(
+        {"entropy": entropy, "confidence": confidence, "least_load": load}, abs=1e-6
+    )
     assert router_statistics([undecided]) == approx(1, 0.25, 1)
     assert router_statistics([certain]) == approx(0, 1, 1)
     assert router_statistics([collapsed]) == approx(0, 1, 0)
@@ -148,9 +168,12 @@ def test_statistics_of_an_undecided_and_of_a_certain_router():
 
 
 def test_entropy_by_hand_and_in_units_of_log_e():
-    routing = routing_of([[0], [1]], 2)._replace(logits=torch.tensor([[0.0, math.log(3.0)]] * 2))   # probabilities 1/4 and 3/4
+    # probabilities 1/4 and 3/4
+    routing = routing_of([[0], [1]], 2)._replace(logits=torch.tensor([[0.0, math.log(3.0)]] * 2))
     by_hand = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
-    assert router_statistics([routing])["entropy"] == pytest.approx(by_hand) and router_statistics([routing])["confidence"] == pytest.approx(0.75)
+    assert router_statistics([routing])["entropy"] == pytest.approx(by_hand) and router_statistics([routing])[
+        "confidence"
+    ] == pytest.approx(0.75)
 
 
 def test_a_single_expert_has_nothing_to_decide():
@@ -163,10 +186,19 @@ def test_a_dense_model_has_no_statistics():
 
 
 def test_the_history_has_three_labelled_panels_with_a_line_for_each_run():
-    histories = {"a": [dict(entropy=0.9, confidence=0.3, least_load=0.5)] * 3, "b": [dict(entropy=0.1, confidence=0.8, least_load=0.0)] * 4}
+    histories = {
+        "a": [dict(entropy=0.9, confidence=0.3, least_load=0.5)] * 3,
+        "b": [dict(entropy=0.1, confidence=0.8, least_load=0.0)] * 4,
+    }
     figure = show_router_history(histories)
-    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [("step", label) for label in STATISTICS.values()]
-    assert [[line.get_ydata()[0] for line in axes.lines] for axes in figure.axes] == [[0.9, 0.1], [0.3, 0.8], [0.5, 0.0]]
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [
+        ("step", label) for label in STATISTICS.values()
+    ]
+    assert [[line.get_ydata()[0] for line in axes.lines] for axes in figure.axes] == [
+        [0.9, 0.1],
+        [0.3, 0.8],
+        [0.5, 0.0],
+    ]
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
 
 
@@ -179,13 +211,20 @@ def test_independent_choices_have_ratio_one():
 def test_perfect_pairs_have_the_largest_ratio_and_strangers_zero():
     table = co_activation(routing_of([[0, 1], [1, 0], [2, 3], [3, 2]], 4))
     n = math.nan
-    assert_close(table, torch.tensor([[n, 2, 0, 0], [2, n, 0, 0], [0, 0, n, 2], [0, 0, 2, n]], dtype=torch.float64), equal_nan=True)
+    assert_close(
+        table,
+        torch.tensor([[n, 2, 0, 0], [2, n, 0, 0], [0, 0, n, 2], [0, 0, 2, n]], dtype=torch.float64),
+        equal_nan=True,
+    )
 
 
 @pytest.mark.parametrize("experts, top_k", [(4, 2), (5, 3), (3, 3)])
 def test_every_team_equally_often_is_the_blind_router(experts, top_k):
     table = co_activation(routing_of(torch.combinations(torch.arange(experts), top_k), experts))
-    assert_close(table[~torch.eye(experts, dtype=torch.bool)], torch.full((experts * (experts - 1),), blind_ratio(experts, top_k), dtype=torch.float64))
+    assert_close(
+        table[~torch.eye(experts, dtype=torch.bool)],
+        torch.full((experts * (experts - 1),), blind_ratio(experts, top_k), dtype=torch.float64),
+    )
 
 
 def test_an_expert_that_is_never_chosen_has_no_ratio():
@@ -200,5 +239,9 @@ def test_one_expert_per_token_is_no_team():
 def test_the_picture_of_teams_has_labelled_axes_and_its_numbers():
     figure = show_co_activation({"decoder": routing_of([[0, 1], [1, 0], [2, 3], [3, 2]], 4)})
     axes, bar = figure.axes
-    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("decoder", "expert", "expert") and "blind: 0.67" in bar.get_ylabel()
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == (
+        "decoder",
+        "expert",
+        "expert",
+    ) and "blind: 0.67" in bar.get_ylabel()
     assert len(axes.texts) == 12 and {text.get_text() for text in axes.texts} == {"0.00", "2.00"}

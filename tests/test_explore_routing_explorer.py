@@ -23,7 +23,9 @@ def small_pipeline(feed_forward=functools.partial(build_moe, num_experts=4, top_
     "A pipeline with fresh weights: routing can be counted in any model."
     torch.manual_seed(0)
     core = functools.partial(PerceiverIO, dim=16, num_latents=4, depth=depth, num_heads=2, feed_forward=feed_forward)
-    model = PerceiverDenoiser(image_shape, 10, functools.partial(ConvAdapter, dim=16, stem_channels=8), core=core, condition_dim=16)
+    model = PerceiverDenoiser(
+        image_shape, 10, functools.partial(ConvAdapter, dim=16, stem_channels=8), core=core, condition_dim=16
+    )
     return GeneratorPipeline(model, Diffusion(50), DPMSolverPP(steps=4), [str(i) for i in range(10)])
 
 
@@ -54,7 +56,11 @@ def sentence(live):
 def test_the_explorer_draws_each_picture_without_a_kernel():
     live = routing_explorer(*fresh())
     pictures = [drawn(live, picture=name) for name in PICTURES]
-    assert all(picture.startswith(b"\x89PNG") for picture in pictures) and len(set(pictures)) == len(PICTURES) and live.status.value == ""
+    assert (
+        all(picture.startswith(b"\x89PNG") for picture in pictures)
+        and len(set(pictures)) == len(PICTURES)
+        and live.status.value == ""
+    )
 
 
 @pytest.mark.parametrize("name, value", [("layer", "latent block 0"), ("classes", (3,)), ("seed", 7)])
@@ -65,7 +71,9 @@ def test_each_control_changes_the_picture_and_back(name, value):
     assert drawn(live, **{name: old}) == before
 
 
-@pytest.mark.parametrize("settings, message", [({"seed": -1}, "seed=-1"), ({"classes": (7,)}, "allowed: classes of the images watched: [0, 1, 2, 3, 4]")])
+@pytest.mark.parametrize("settings, message", [({"seed": -1}, "seed=-1"), ({"classes": (7,)}, "allowed: classes of the "
+                                                                                              "images watched: [0, 1, "
+                                                                                              "2, 3, 4]")])
 def test_a_mistake_is_a_sentence_and_the_next_wish_is_served(settings, message):
     live = routing_explorer(*fresh())
     before, old = drawn(live), live.values()
@@ -90,8 +98,11 @@ def test_a_dense_model_and_what_the_model_lacks_are_refused():
     watched = functools.partial(record_routing, pipeline, images, labels)
     with pytest.raises(UserError, match="no mixture-of-experts layers.*moe=mixture"):
         routing_explorer(small_pipeline(Dense), images, labels)
-    for settings, message in ((dict(picture="smell"), "picture='smell'.*load, over time"), (dict(picture="patches", classes=[10]), "label="),
-                              (dict(picture="over time", layer="encoder"), "layer='encoder'.*latent block 0, decoder")):
+    for settings, message in (
+        (dict(picture="smell"), "picture='smell'.*load, over time"),
+        (dict(picture="patches", classes=[10]), "label="),
+        (dict(picture="over time", layer="encoder"), "layer='encoder'.*latent block 0, decoder"),
+    ):
         with pytest.raises(UserError, match=message):
             routing_picture(pipeline, watched, **settings)
 

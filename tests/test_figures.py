@@ -138,9 +138,17 @@ def test_the_load_picture_names_its_layers_and_axes(layers, names):
 
 
 def test_curves_have_labelled_axes_their_data_and_a_legend_where_it_helps():
-    figure = show_curves({"a": ([1, 2, 3], [4, 5, 6]), "b": ([1, 2], [7, 8])}, "step", "loss", "title", logx=True, logy=True)
+    figure = show_curves(
+        {"a": ([1, 2, 3], [4, 5, 6]), "b": ([1, 2], [7, 8])}, "step", "loss", "title", logx=True, logy=True
+    )
     ax = figure.axes[0]
-    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title(), ax.get_xscale(), ax.get_yscale()) == ("step", "loss", "title", "log", "log")
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title(), ax.get_xscale(), ax.get_yscale()) == (
+        "step",
+        "loss",
+        "title",
+        "log",
+        "log",
+    )
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
     assert [line.get_ydata().tolist() for line in ax.lines] == [[4, 5, 6], [7, 8]]
     assert len({line.get_color() for line in ax.lines}) == 2
@@ -189,15 +197,23 @@ def test_saved_images_come_back_pixel_by_pixel(channels, tmp_path):
 
 def test_names_stand_in_margins_and_leave_the_images_as_they_are():
     images = numbered(4, 1, 3, 5)
-    plain, named = (np.asarray(Image.open(BytesIO(png_grid(images, 2, 3, *names)))) for names in ((), (["above", "below"], ["A", "B"])))
+    plain, named = (
+        np.asarray(Image.open(BytesIO(png_grid(images, 2, 3, *names))))
+        for names in ((), (["above", "below"], ["A", "B"]))
+    )
     assert named.shape[0] > plain.shape[0] and named.shape[1] > plain.shape[1]
     assert (named[-plain.shape[0]:, -plain.shape[1]:] == plain).all()
-    assert (named[:, :-plain.shape[1]] < 128).any() and (named[:-plain.shape[0]] < 128).any(), "something is written in both margins"
+    assert (named[:, : -plain.shape[1]] < 128).any() and (named[: -plain.shape[0]] < 128).any(), (
+        "something is written in both margins"
+    )
 
 
 @pytest.mark.parametrize("name", ["a.png", "without_ending", "wrong.jpg"])
 def test_the_file_is_a_png_of_exactly_the_name_given(name, tmp_path):
-    for write in (lambda path: save_figure(show_load(torch.ones(1, 2)), path), lambda path: save_images(numbered(2, 1, 4, 4), path, 2)):
+    for write in (
+        lambda path: save_figure(show_load(torch.ones(1, 2)), path),
+        lambda path: save_images(numbered(2, 1, 4, 4), path, 2),
+    ):
         write(tmp_path / name)
         read_png(tmp_path / name)
         assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -21,7 +21,9 @@ def test_tile_puts_every_pixel_in_its_place(channels, gap):
     for i, image in enumerate(images):
         y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
         expected = (image / 2 + 0.5).permute(1, 2, 0).numpy()
-        np.testing.assert_allclose(array[y:y + height, x:x + width].reshape(height, width, channels), expected, atol=1e-6)
+        np.testing.assert_allclose(
+            array[y : y + height, x : x + width].reshape(height, width, channels), expected, atol=1e-6
+        )
         free[y:y + height, x:x + width] = False
     assert (array[free] == 0.5).all(), "what is left is the gap"
 

@@ -25,7 +25,9 @@ def test_each_token_of_the_stem_sees_its_own_part_of_the_image():
     before, moved = stem(image), image.clone()
     moved[..., 0, 0] += 5                                                       # the upper left corner
     changed = (stem(moved) - before).abs().amax(-1).view(4, 4) > 0
-    assert before.shape == (1, 16, stem.token_dim) and changed[0, 0] and not changed[3].any() and not changed[:, 3].any()
+    assert (
+        before.shape == (1, 16, stem.token_dim) and changed[0, 0] and not changed[3].any() and not changed[:, 3].any()
+    )
 
 
 def test_a_stem_that_does_not_fit_is_refused():
@@ -41,7 +43,9 @@ def test_a_projection_is_a_linear_map_of_each_token():
     torch.manual_seed(0)
     projected, image = Projected((3, 8, 8), partial(ImagePreprocessor, patch_size=4), dim=24), torch.randn(2, 3, 8, 8)
     assert projected.inner.token_dim == 48 + 26 and projected.token_dim == 24
-    torch.testing.assert_close(projected(image), projected.inner(image) @ projected.project.weight.T + projected.project.bias)
+    torch.testing.assert_close(
+        projected(image), projected.inner(image) @ projected.project.weight.T + projected.project.bias
+    )
 
 
 def test_a_projection_hands_on_what_is_padding():
@@ -68,7 +72,9 @@ def test_patches_put_back_are_the_image(shape, patch_size):
     back = torch.empty_like(image)
     for i, row in enumerate(tokens.unbind(dim=1)):  # written out, so as not to test einops against itself
         y, x = (patch_size * n for n in divmod(i, width // patch_size))
-        back[:, :, y:y + patch_size, x:x + patch_size] = row[:, :channels * patch_size**2].view(2, channels, patch_size, patch_size)
+        back[:, :, y : y + patch_size, x : x + patch_size] = row[:, : channels * patch_size**2].view(
+            2, channels, patch_size, patch_size
+        )
     torch.testing.assert_close(back, image, rtol=0, atol=0)
 
 
@@ -123,7 +129,9 @@ def test_queries_have_one_row_per_place_and_only_the_input_query_looks_at_the_im
     changed[0, 4] += 1
     different = (by_input(changed) != asked).any(dim=-1)
     assert different.nonzero().tolist() == [[0, 4]], "a query looks at the token of its own place and image alone"
-    assert torch.pdist(by_input(torch.zeros_like(tokens))[0]).min() > 0.01, "equal tokens at different places ask differently"
+    assert torch.pdist(by_input(torch.zeros_like(tokens))[0]).min() > 0.01, (
+        "equal tokens at different places ask differently"
+    )
 
 
 def test_learned_queries_are_the_same_for_every_input_and_are_learned():

@@ -21,7 +21,8 @@ def look_up(query: list[float], keys: list[list[float]], values: list[list[float
     return [sum(weight * value[i] for weight, value in zip(weights, values)) for i in range(len(values[0]))]
 
 
-def attention_weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # [B, H, Q, M]
+# [B, H, Q, M]
+def attention_weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     "How much each query reads of each key."
     return naive_attention(q, k, torch.eye(k.shape[-2], dtype=k.dtype).expand(*k.shape[:-2], -1, -1), mask)
 
@@ -29,7 +30,9 @@ def attention_weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | Non
 def random_qkv(queries: int = 5, context: int = 7, dim: int = 8, seed: int = 0) -> tuple[torch.Tensor, ...]:
     "Queries, keys and values of two samples and three heads, that want gradients."
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(2, 3, n, dim, generator=generator, requires_grad=True) for n in (queries, context, context))
+    return tuple(
+        torch.randn(2, 3, n, dim, generator=generator, requires_grad=True) for n in (queries, context, context)
+    )
 
 
 def test_attention_is_the_soft_look_up():
@@ -86,15 +89,22 @@ def test_a_query_with_nothing_to_read_reads_zero_and_sends_no_gradient():
         assert v.grad[0].abs().sum() > 0
 
 
-def naive_layer(layer: Attention, x: torch.Tensor, context: torch.Tensor | None = None, mask: torch.Tensor | None = None) -> torch.Tensor:
+def naive_layer(
+    layer: Attention, x: torch.Tensor, context: torch.Tensor | None = None, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     "What an `Attention` layer computes, from its weights, head after head."
     k, v = layer.to_kv(x if context is None else context).chunk(2, dim=-1)
     mask = None if mask is None else mask[:, None, None, :]
-    heads = [naive_attention(*(y[:, None] for y in head), mask)[:, 0] for head in zip(*(y.chunk(layer.num_heads, dim=-1) for y in (layer.to_q(x), k, v)))]
+    heads = [
+        naive_attention(*(y[:, None] for y in head), mask)[:, 0]
+        for head in zip(*(y.chunk(layer.num_heads, dim=-1) for y in (layer.to_q(x), k, v)))
+    ]
     return layer.to_out(torch.cat(heads, dim=-1))
 
 
-def random_layer(context_dim: int | None = None, num_heads: int = 4, dim: int = 16) -> tuple[Attention, torch.Tensor, torch.Tensor | None]:
+def random_layer(
+    context_dim: int | None = None, num_heads: int = 4, dim: int = 16
+) -> tuple[Attention, torch.Tensor, torch.Tensor | None]:
     "A layer with random weights, something to ask and something to read."
     torch.manual_seed(0)
     return (Attention(dim, context_dim, num_heads), torch.randn(2, 5, dim, requires_grad=True),
@@ -111,7 +121,9 @@ def test_a_layer_is_the_naive_one_with_the_gradients_of_all_weights(num_heads, c
         mask = torch.arange(5 if context is None else 7) < torch.tensor([[3], [5]]) if masked else None
         out = forward(layer, x, context, mask)
         out.square().sum().backward()
-        results.append([out, x.grad, *([] if context is None else [context.grad]), *(p.grad for p in layer.parameters())])
+        results.append(
+            [out, x.grad, *([] if context is None else [context.grad]), *(p.grad for p in layer.parameters())]
+        )
     for fast, naive in zip(*results, strict=True):
         torch.testing.assert_close(fast, naive, rtol=1e-4, atol=1e-5)
 
@@ -152,7 +164,9 @@ def test_a_mask_of_another_kind_or_shape_is_explained(mask):
 def test_cross_attention_does_not_depend_on_the_order_of_the_context():
     layer, x, context = random_layer(context_dim=11)
     mask, order = torch.rand(2, 7) < 0.7, torch.randperm(7)
-    torch.testing.assert_close(layer(x, context[:, order], mask[:, order]), layer(x, context, mask), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        layer(x, context[:, order], mask[:, order]), layer(x, context, mask), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_self_attention_shuffles_its_output_as_its_input():
@@ -189,7 +203,10 @@ def random_block(**options) -> tuple[Block, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("residual", [True, False])
 def test_a_block_is_its_equations(residual):
     block, x, context = random_block(residual=residual)
-    norm = lambda layer, y: (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * layer.weight + layer.bias
+    norm = lambda layer, y: (
+        (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * layer.weight
+        + layer.bias
+    )
     read = naive_layer(block.attention, norm(block.norm_x, x), norm(block.norm_context, context))
     middle = x + read if residual else read
     expected = middle + block.feed_forward.mlp(norm(block.norm_ff, middle))
@@ -238,8 +255,17 @@ def test_a_block_with_heads_that_do_not_divide_is_explained():
 def peer_layer(context_dim: int | None, residual: bool) -> PerceiverLayer:
     "A Perceiver layer of transformers, 16 channels and 4 heads, all parameters random."
     torch.manual_seed(0)
-    layer = PerceiverLayer(PerceiverConfig(hidden_act="gelu"), is_cross_attention=context_dim is not None, qk_channels=16, v_channels=16,
-                           num_heads=4, q_dim=16, kv_dim=context_dim or 16, widening_factor=4, use_query_residual=residual).eval()
+    layer = PerceiverLayer(
+        PerceiverConfig(hidden_act="gelu"),
+        is_cross_attention=context_dim is not None,
+        qk_channels=16,
+        v_channels=16,
+        num_heads=4,
+        q_dim=16,
+        kv_dim=context_dim or 16,
+        widening_factor=4,
+        use_query_residual=residual,
+    ).eval()
     with torch.no_grad():
         for p in layer.parameters():
             p.normal_(std=0.5)
@@ -249,12 +275,20 @@ def peer_layer(context_dim: int | None, residual: bool) -> PerceiverLayer:
 def copy_of(peer: PerceiverLayer, context_dim: int | None, residual: bool) -> Block:
     "A `Block` with the weights of the other layer."
     block, theirs = Block(16, num_heads=4, context_dim=context_dim, residual=residual), peer.attention.self
-    pairs = [(block.norm_x, theirs.layernorm1), (block.attention.to_q, theirs.query), (block.attention.to_out, peer.attention.output.dense),
-             (block.norm_ff, peer.layernorm), (block.feed_forward.mlp[0], peer.mlp.dense1), (block.feed_forward.mlp[-1], peer.mlp.dense2),
-             (block.norm_context, theirs.layernorm2)]
+    pairs = [
+        (block.norm_x, theirs.layernorm1),
+        (block.attention.to_q, theirs.query),
+        (block.attention.to_out, peer.attention.output.dense),
+        (block.norm_ff, peer.layernorm),
+        (block.feed_forward.mlp[0], peer.mlp.dense1),
+        (block.feed_forward.mlp[-1], peer.mlp.dense2),
+        (block.norm_context, theirs.layernorm2),
+    ]
     for mine, other in pairs:
         mine.load_state_dict(other.state_dict())
-    block.attention.to_kv.load_state_dict({name: torch.cat([getattr(theirs.key, name), getattr(theirs.value, name)]) for name in ("weight", "bias")})
+    block.attention.to_kv.load_state_dict(
+        {name: torch.cat([getattr(theirs.key, name), getattr(theirs.value, name)]) for name in ("weight", "bias")}
+    )
     return block
 
 
@@ -266,7 +300,11 @@ def test_a_block_is_the_perceiver_layer_of_transformers(context_dim, masked, res
     block = copy_of(peer, context_dim, residual)
     x, context = torch.randn(2, 5, 16), None if context_dim is None else torch.randn(2, 7, context_dim)
     mask = torch.arange(5 if context is None else 7) < torch.tensor([[3], [5]]) if masked else None
-    added = None if mask is None else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None, :]
+    added = (
+        None
+        if mask is None
+        else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None, :]
+    )
     with torch.no_grad():
         theirs = peer(x, added, inputs=context, inputs_mask=added)[0]
         ours, _ = block(x, context, mask)

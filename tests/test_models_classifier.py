@@ -26,7 +26,10 @@ def small(**options):
     "A very small classifier of digits; always with the same weights."
     torch.manual_seed(0)
     moe = partial(build_moe, num_experts=4, top_k=2)
-    core = partial(PerceiverIO, **{"dim": 32, "num_latents": 8, "depth": 1, "num_heads": 2, "feed_forward": moe, **options.pop("core", {})})
+    core = partial(
+        PerceiverIO,
+        **{"dim": 32, "num_latents": 8, "depth": 1, "num_heads": 2, "feed_forward": moe, **options.pop("core", {})},
+    )
     return Classifier((1, 8, 8), 10, core=core, query_dim=32, **options)
 
 
@@ -61,8 +64,19 @@ def fit(net, steps=150, data=None, **settings):
     "Train a classifier on the digits; the trainer."
     module = ClassifierModule(net, partial(torch.optim.AdamW, lr=3e-3), warmup_steps=10, **settings)
     data = data or DataModule(digits, batch_size=64)
-    trainer = Trainer(max_steps=steps, accelerator="cpu", devices=1, callbacks=[EMA(0.98)], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                      enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=steps, gradient_clip_val=1.0)
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[EMA(0.98)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=steps,
+        gradient_clip_val=1.0,
+    )
     trainer.fit(module, TrainerData(data))
     return trainer
 

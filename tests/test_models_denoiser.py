@@ -30,10 +30,18 @@ def test_every_class_and_no_class_give_different_conditions():
     assert (torch.cdist(condition, condition) + 10 * torch.eye(11)).min() > 1e-3
 
 
-def tiny(query=InputQuery, adapter=None, residual=True, feed_forward=partial(build_moe, num_experts=4, top_k=2), shape=(1, 8, 8)):
+def tiny(
+    query=InputQuery,
+    adapter=None,
+    residual=True,
+    feed_forward=partial(build_moe, num_experts=4, top_k=2),
+    shape=(1, 8, 8),
+):
     torch.manual_seed(0)
     adapter = adapter or partial(ConvAdapter, dim=32, stem_patch=1, token_patch=2, stem_channels=16)
-    core = partial(PerceiverIO, dim=32, num_latents=8, depth=1, num_heads=2, feed_forward=feed_forward, query_residual=residual)
+    core = partial(
+        PerceiverIO, dim=32, num_latents=8, depth=1, num_heads=2, feed_forward=feed_forward, query_residual=residual
+    )
     return PerceiverDenoiser(shape, 10, adapter, query, core, condition_dim=32)
 
 
@@ -93,7 +101,11 @@ def x0_errors_after_training(query, residual, steps=60):
     a, b = (float(rate[0]) for rate in diffusion.rates(t, images))
     x_t = a * images[:200] + b * eps
     with torch.no_grad():
-        return float((diffusion.prediction_type.to_x0(net.eval()(x_t, t, labels[:200]), x_t, a, b) - images[:200]).square().mean())
+        return float(
+            (diffusion.prediction_type.to_x0(net.eval()(x_t, t, labels[:200]), x_t, a, b) - images[:200])
+            .square()
+            .mean()
+        )
 
 
 def test_queries_that_carry_the_input_beat_the_bottleneck():

@@ -29,7 +29,11 @@ def test_on_several_grids_nobody_is_beside_anybody_of_another():
     table = neighbour_table((2, 3), (4,))
     assert table.shape == (10, 9 + 3) and torch.equal(table[:6, :9], neighbour_table((2, 3)))
     text = neighbour_table((4,))
-    assert torch.equal(table[6:, 9:], torch.where(text >= 0, text + 6, -1)) and (table[:6, 9:] == -1).all() and (table[6:, :9] == -1).all()
+    assert (
+        torch.equal(table[6:, 9:], torch.where(text >= 0, text + 6, -1))
+        and (table[:6, 9:] == -1).all()
+        and (table[6:, :9] == -1).all()
+    )
 
 
 @pytest.mark.parametrize("grid", [(), (0, 3), (2.5,)])
@@ -113,7 +117,9 @@ def test_with_every_expert_for_every_token_the_mixture_is_the_sum_of_the_whole_l
     layer, x = mixture(top_k=4), torch.randn(2, 16, 8)
     y, routing = layer(x)
     rows, where = x.flatten(0, 1), torch.arange(32)
-    expected = sum(routing.probs[:, e, None] * expert(rows, where, sequence=x) for e, expert in enumerate(layer.experts))
+    expected = sum(
+        routing.probs[:, e, None] * expert(rows, where, sequence=x) for e, expert in enumerate(layer.experts)
+    )
     assert_close(y.flatten(0, 1), expected)
 
 
@@ -126,7 +132,9 @@ def test_an_expert_of_any_kind_that_gets_no_row_still_gets_gradients_and_changes
         layer.router.gate.weight[1, 0] = 1.0
     x[..., 0] = 5.0                                            # all tokens choose the second expert
     layer(x)[0].sum().backward()
-    assert all(p.grad is not None for p in layer.parameters()) and all(not p.grad.any() for p in layer.experts[0].parameters())
+    assert all(p.grad is not None for p in layer.parameters()) and all(
+        not p.grad.any() for p in layer.experts[0].parameters()
+    )
 
 
 @pytest.mark.parametrize("router", [TopKRouter, NoisyTopKRouter])

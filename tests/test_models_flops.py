@@ -30,7 +30,9 @@ def test_operations_are_those_of_the_formulas():
     assert flops_of(MLPExpert(d), n, x) == mlp
     assert flops_of(AttentionExpert(d), n, x) == 2 * B * (n * d * d + N * d * 2 * d + 2 * n * N * d + n * d * d)
     assert flops_of(RecurrentExpert(d), n, x) == 2 * B * n * (3 * d * d + 3 * d * d + d * d)
-    assert 0 < flops_of(ConvExpert(d), n, x) - mlp <= 2 * 2 * B * n * 9 * d, "the mask and the kernel: a few operations per neighbour and channel"
+    assert 0 < flops_of(ConvExpert(d), n, x) - mlp <= 2 * 2 * B * n * 9 * d, (
+        "the mask and the kernel: a few operations per neighbour and channel"
+    )
 
 
 def test_only_the_chosen_experts_are_computed():

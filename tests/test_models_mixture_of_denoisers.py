@@ -24,7 +24,9 @@ def tiny(input_shape=(1, 8, 8), num_classes=10, seed=0, **core):
     "A very small denoiser."
     torch.manual_seed(seed)
     core = partial(PerceiverIO, **{"dim": 16, "num_latents": 4, "depth": 1, "num_heads": 2, **core})
-    return PerceiverDenoiser(input_shape, num_classes, partial(PatchAdapter, dim=16, patch_size=4), core=core, condition_dim=16)
+    return PerceiverDenoiser(
+        input_shape, num_classes, partial(PatchAdapter, dim=16, patch_size=4), core=core, condition_dim=16
+    )
 
 
 def mixture(router, experts=4, num_classes=10):
@@ -97,26 +99,35 @@ def test_a_class_is_always_sent_to_the_same_experts_and_closed_ones_are_never_as
     assert_close(y[3:4], net.experts[0](x[3:4], t[3:4], label[3:4]))
     assert torch.equal(routing.expert_ids[0], routing.expert_ids[11]), "both are of class 0"
     a, b = routing.expert_ids[1].tolist()
-    assert_close(y[1], sum(w * net.experts[e](x[1:2], t[1:2], label[1:2])[0] for e, w in zip((a, b), routing.weight[1])))
+    assert_close(
+        y[1], sum(w * net.experts[e](x[1:2], t[1:2], label[1:2])[0] for e, w in zip((a, b), routing.weight[1]))
+    )
 
 
 def test_only_the_chosen_experts_are_computed():
     cost = lambda k: count_flops(lambda: mixture(partial(LabelRouter, top_k=k)).eval()(*batch()))
-    assert cost(4) == pytest.approx(4 * cost(1), rel=0.01) and cost(2) == pytest.approx(2 * cost(1), rel=0.01), "but for the positions, which each expert looks up once"
+    assert cost(4) == pytest.approx(4 * cost(1), rel=0.01) and cost(2) == pytest.approx(2 * cost(1), rel=0.01), (
+        "but for the positions, which each expert looks up once"
+    )
 
 
 def test_with_all_experts_the_mixture_is_the_dense_ensemble():
     net = mixture(partial(LabelRouter, top_k=4)).eval()
     x, t, label = batch()
     weight = net.router.table[label].softmax(-1)
-    assert_close(net(x, t, label), sum(weight[:, e, None, None, None] * expert(x, t, label) for e, expert in enumerate(net.experts)))
+    assert_close(
+        net(x, t, label),
+        sum(weight[:, e, None, None, None] * expert(x, t, label) for e, expert in enumerate(net.experts)),
+    )
 
 
 @pytest.mark.parametrize("bad", [11, -1])
 def test_a_condition_outside_the_classes_is_refused(bad):
     x, t, label = batch()
     label[4] = bad
-    with pytest.raises(UserError, match=f"a condition of .*{bad}.* 0 to 9, the classes of the router, and 10 for no label"):
+    with pytest.raises(
+        UserError, match=f"a condition of .*{bad}.* 0 to 9, the classes of the router, and 10 for no label"
+    ):
         mixture(LabelRouter)(x, t, label)
 
 
@@ -135,7 +146,9 @@ def test_a_mixture_is_a_denoiser_like_any_other(router):
 def trained_on_eight():
     "A mixture of three experts for eight classes."
     torch.manual_seed(0)
-    return MixtureOfDenoisers((1, 8, 8), 8, partial(LabelRouter, top_k=2), [partial(tiny, seed=i) for i in range(3)]).eval()
+    return MixtureOfDenoisers(
+        (1, 8, 8), 8, partial(LabelRouter, top_k=2), [partial(tiny, seed=i) for i in range(3)]
+    ).eval()
 
 
 def test_a_new_expert_changes_nothing_for_the_old_classes_guided_or_not():
@@ -143,7 +156,9 @@ def test_a_new_expert_changes_nothing_for_the_old_classes_guided_or_not():
     grown = add_expert(old, tiny(num_classes=2, seed=9))
     seeds = [(0, i) for i in range(8)]
     for scale in (0.0, 1.0, 3.0):
-        draw = lambda net: DDIM(steps=4, guidance_scale=scale).sample(net, Diffusion(), torch.arange(8), (1, 8, 8), seeds)
+        draw = lambda net: DDIM(steps=4, guidance_scale=scale).sample(
+            net, Diffusion(), torch.arange(8), (1, 8, 8), seeds
+        )
         assert torch.equal(draw(grown), draw(old)), "to the last bit"
 
 
@@ -158,7 +173,9 @@ def test_new_classes_are_denoised_by_the_new_expert_alone():
 
 def test_an_expert_that_is_still_routed_to_cannot_be_removed():
     grown = add_expert(trained_on_eight(), tiny(num_classes=2, seed=9))
-    with pytest.raises(UserError, match=r"removing expert 3, which is still routed to by the classes 8, 9, .*Close it first"):
+    with pytest.raises(
+        UserError, match=r"removing expert 3, which is still routed to by the classes 8, 9, .*Close it first"
+    ):
         remove_expert(grown, 3)
     closed = trained_on_eight()
     closed.router.open[:, 1] = False

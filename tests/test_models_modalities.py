@@ -49,7 +49,9 @@ def test_mistakes_with_texts_are_named():
 def mixed_model(seed=0):
     "A multi-modal preprocessor and a function from its inputs to the answers of one core."
     torch.manual_seed(seed)
-    both = MultiModalPreprocessor({"image": ImagePreprocessor((1, 4, 6), patch_size=2), "text": TextPreprocessor(6, dim=16)})
+    both = MultiModalPreprocessor(
+        {"image": ImagePreprocessor((1, 4, 6), patch_size=2), "text": TextPreprocessor(6, dim=16)}
+    )
     core, query = PerceiverIO(both.token_dim, 8, dim=16, num_latents=3, depth=1, num_heads=2), LearnedQuery(8, 2)
 
     def answer(inputs, present=None):

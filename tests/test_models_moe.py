@@ -185,7 +185,10 @@ def test_the_gradient_of_the_balance_loss_lowers_the_crowded_expert():
 
 def test_z_loss_by_hand():
     logits = torch.tensor([[0.0, 0.0], [1.0, 3.0]])
-    by_hand = ((torch.log(torch.tensor(2.0))) ** 2 + torch.log(torch.exp(torch.tensor(1.0)) + torch.exp(torch.tensor(3.0))) ** 2) / 2
+    by_hand = (
+        (torch.log(torch.tensor(2.0))) ** 2
+        + torch.log(torch.exp(torch.tensor(1.0)) + torch.exp(torch.tensor(3.0))) ** 2
+    ) / 2
     assert_close(router_z_loss(routing_of(logits)), by_hand)
 
 

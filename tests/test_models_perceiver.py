@@ -73,7 +73,8 @@ def test_shared_stages_read_again_without_new_weights():
 def test_a_routing_per_mixture_layer_and_none_for_dense_ones():
     moe = partial(build_moe, num_experts=4, top_k=2, router=BiasBalancedRouter)
     seen = small(feed_forward=moe, num_stages=2)(torch.randn(2, 9, 5), torch.randn(2, 7, 8))
-    assert [len(r.expert_ids) for r in seen.routings] == [12, 12, 12, 12, 14]  # 2 stages × 2 blocks of latents, then the queries
+    # 2 stages × 2 blocks of latents, then the queries
+    assert [len(r.expert_ids) for r in seen.routings] == [12, 12, 12, 12, 14]
     assert small()(torch.randn(2, 9, 5), torch.randn(2, 7, 8)).routings == []
 
 
@@ -81,7 +82,12 @@ def test_input_layers_come_first_and_skip_the_padding():
     moe = partial(build_moe, num_experts=4, top_k=1)
     net, mask = small(input_depth=1, input_feed_forward=moe, feed_forward=moe), torch.ones(2, 9, dtype=torch.bool)
     mask[:, 5:] = False
-    assert [len(r.expert_ids) for r in net(torch.randn(2, 9, 5), torch.randn(2, 7, 8), mask).routings] == [10, 12, 12, 14]
+    assert [len(r.expert_ids) for r in net(torch.randn(2, 9, 5), torch.randn(2, 7, 8), mask).routings] == [
+        10,
+        12,
+        12,
+        14,
+    ]
 
 
 def test_extra_latents_take_part():
@@ -120,12 +126,31 @@ def test_equals_hugging_faces_perceiver_with_its_weights():
     from transformers.models.perceiver.modeling_perceiver import PerceiverEncoder, PerceiverLayer
 
     torch.manual_seed(0)
-    config = PerceiverConfig(num_latents=6, d_latents=16, num_blocks=1, num_self_attends_per_block=2, num_self_attention_heads=4,
-                             num_cross_attention_heads=4, cross_attention_widening_factor=4, self_attention_widening_factor=4,
-                             qk_channels=16, v_channels=16, attention_probs_dropout_prob=0.0)
+    config = PerceiverConfig(
+        num_latents=6,
+        d_latents=16,
+        num_blocks=1,
+        num_self_attends_per_block=2,
+        num_self_attention_heads=4,
+        num_cross_attention_heads=4,
+        cross_attention_widening_factor=4,
+        self_attention_widening_factor=4,
+        qk_channels=16,
+        v_channels=16,
+        attention_probs_dropout_prob=0.0,
+    )
     encoder = PerceiverEncoder(config, kv_dim=5).eval()
-    decoder = PerceiverLayer(config, is_cross_attention=True, qk_channels=8, v_channels=8, num_heads=4, q_dim=8, kv_dim=16,
-                             widening_factor=4, use_query_residual=False).eval()
+    decoder = PerceiverLayer(
+        config,
+        is_cross_attention=True,
+        qk_channels=8,
+        v_channels=8,
+        num_heads=4,
+        q_dim=8,
+        kv_dim=16,
+        widening_factor=4,
+        use_query_residual=False,
+    ).eval()
     ours = small(query_residual=False).eval()
     copy_block(ours.stages[0].read, encoder.cross_attention)
     copy_block(ours.stages[0].blocks[0], encoder.self_attends[0])

@@ -23,7 +23,11 @@ def sampling():
 def test_a_pipeline_is_where_its_model_is():
     pipeline = Pipeline(three_classes(), ["cat", "dog", "owl"])
     assert pipeline.device == torch.device("cpu") and pipeline.dtype == torch.float32
-    assert pipeline.to("meta") is pipeline and pipeline.device.type == "meta" and pipeline.labels([1, 2]).device.type == "meta"
+    assert (
+        pipeline.to("meta") is pipeline
+        and pipeline.device.type == "meta"
+        and pipeline.labels([1, 2]).device.type == "meta"
+    )
     pipeline = Pipeline(three_classes().double(), ["cat", "dog", "owl"])
     assert pipeline.dtype == torch.float64
 

@@ -25,15 +25,39 @@ from torch.testing import assert_close
 PACKAGE = "perceiver_moe_diffusion."
 SETTINGS = {
     "model": {
-        "_target_": PACKAGE + "models.denoiser.PerceiverDenoiser", "input_shape": [1, 8, 8], "num_classes": 10, "condition_dim": 32,
-        "adapter": {"_target_": PACKAGE + "models.adapters.ConvAdapter", "_partial_": True, "dim": 32, "stem_channels": 16},
+        "_target_": PACKAGE + "models.denoiser.PerceiverDenoiser",
+        "input_shape": [1, 8, 8],
+        "num_classes": 10,
+        "condition_dim": 32,
+        "adapter": {
+            "_target_": PACKAGE + "models.adapters.ConvAdapter",
+            "_partial_": True,
+            "dim": 32,
+            "stem_channels": 16,
+        },
         "query": {"_target_": PACKAGE + "models.adapters.InputQuery", "_partial_": True},
-        "core": {"_target_": PACKAGE + "models.perceiver.PerceiverIO", "_partial_": True, "dim": 32, "num_latents": 4, "depth": 1, "num_heads": 2,
-                 "feed_forward": {"_target_": PACKAGE + "models.moe.build_moe", "_partial_": True, "num_experts": 4, "top_k": 2,
-                                  "router": {"_target_": PACKAGE + "models.moe.TopKRouter", "_partial_": True},
-                                  "experts": [{"_target_": PACKAGE + "models.moe.MLPExpert", "_partial_": True, "mult": 2}]}}},
-    "diffusion": {"_target_": PACKAGE + "diffusion.process.Diffusion", "timesteps": 100,
-                  "schedule": {"_target_": PACKAGE + "diffusion.process.cosine", "_partial_": True}},
+        "core": {
+            "_target_": PACKAGE + "models.perceiver.PerceiverIO",
+            "_partial_": True,
+            "dim": 32,
+            "num_latents": 4,
+            "depth": 1,
+            "num_heads": 2,
+            "feed_forward": {
+                "_target_": PACKAGE + "models.moe.build_moe",
+                "_partial_": True,
+                "num_experts": 4,
+                "top_k": 2,
+                "router": {"_target_": PACKAGE + "models.moe.TopKRouter", "_partial_": True},
+                "experts": [{"_target_": PACKAGE + "models.moe.MLPExpert", "_partial_": True, "mult": 2}],
+            },
+        },
+    },
+    "diffusion": {
+        "_target_": PACKAGE + "diffusion.process.Diffusion",
+        "timesteps": 100,
+        "schedule": {"_target_": PACKAGE + "diffusion.process.cosine", "_partial_": True},
+    },
     "sampler": {"_target_": PACKAGE + "diffusion.sampling.DPMSolverPP", "steps": 4, "guidance_scale": 2.0},
 }
 NAMES = [str(i) for i in range(10)]
@@ -83,7 +107,10 @@ def test_every_router_comes_back(tmp_path, router):
         if name.endswith("router.bias"):
             buffer.copy_(torch.linspace(-1, 1, 4))  # a bias that was learned is part of the model
     save_pipeline(tmp_path / "new" / "folder", model, settings, NAMES, levels=17)
-    assert torch.equal(load_pipeline(tmp_path / "new" / "folder").sample([1, 2]), GeneratorPipeline(model, diffusion, sampler, NAMES).sample([1, 2]))
+    assert torch.equal(
+        load_pipeline(tmp_path / "new" / "folder").sample([1, 2]),
+        GeneratorPipeline(model, diffusion, sampler, NAMES).sample([1, 2]),
+    )
 
 
 def test_loading_leaves_the_global_random_numbers_alone(saved):
@@ -145,7 +172,9 @@ def test_missing_files(saved, tmp_path):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("", "cannot be read as JSON"), ('{"format": "perceiver_moe', "cannot be read as JSON"), ("\x00\xff", "cannot be read as JSON"),
+    ("", "cannot be read as JSON"), ('{"format": "perceiver_moe', "cannot be read as JSON"), ("\x00\xff", "cannot be "
+                                                                                                          "read as "
+                                                                                                          "JSON"),
     ("[" * 100_000, "cannot be read as JSON"), ('{"format": NaN}', "cannot be read as JSON"),
     ('{"model_type": "bert", "hidden_size": 768}', "not a model of this package"), ('["perceiver_moe_diffusion"]', "not a model of this package"),
     ('{"format": "perceiver_moe_diffusion", "version": 3}', "Install the version that wrote it"),
@@ -195,8 +224,20 @@ def test_a_pickle_is_never_opened(saved, write):
     assert crater.exists(), "the bomb works; it was not set off"
 
 
-NODES = ["model", "model.adapter", "model.query", "model.core", "model.core.feed_forward", "model.core.feed_forward.router",
-         "model.core.feed_forward.experts.0", "diffusion", "diffusion.schedule", "sampler", "class_names", "model.input_shape"]
+NODES = [
+    "model",
+    "model.adapter",
+    "model.query",
+    "model.core",
+    "model.core.feed_forward",
+    "model.core.feed_forward.router",
+    "model.core.feed_forward.experts.0",
+    "diffusion",
+    "diffusion.schedule",
+    "sampler",
+    "class_names",
+    "model.input_shape",
+]
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -204,8 +245,20 @@ NODES = ["model", "model.adapter", "model.query", "model.core", "model.core.feed
 def test_nothing_outside_the_list_is_called_or_imported(saved, node, key, partial_):
     victim = saved / "victim"
     victim.touch()
-    for name in ("os.system", "pathlib.Path.unlink", "antigravity.webbrowser.open", "builtins.eval", "torch.load", "Path.unlink", "eval"):
-        edit(saved, node, {key: name, "partial": partial_, "self": str(victim), "command": f"rm {victim}", "source": "1/0"})
+    for name in (
+        "os.system",
+        "pathlib.Path.unlink",
+        "antigravity.webbrowser.open",
+        "builtins.eval",
+        "torch.load",
+        "Path.unlink",
+        "eval",
+    ):
+        edit(
+            saved,
+            node,
+            {key: name, "partial": partial_, "self": str(victim), "command": f"rm {victim}", "source": "1/0"},
+        )
         with pytest.raises(UserError) as error:
             load_pipeline(saved)
         assert "\n" not in str(error.value)
@@ -285,7 +338,9 @@ def test_the_box_holds_digits_and_mnist_in_at_most_10_megabytes():
     assert set(pretrained_folders()) == {"digits", "mnist"}
     files_there = [file for folder in pretrained_folders().values() for file in folder.iterdir()]
     assert sum(file.stat().st_size for file in files_there) <= 10_000_000
-    assert {file.suffix for file in files_there} <= {".json", ".safetensors", ".yaml"}, "data only: nothing that could run"
+    assert {file.suffix for file in files_there} <= {".json", ".safetensors", ".yaml"}, (
+        "data only: nothing that could run"
+    )
 
 
 @pytest.mark.parametrize("name", ["cats", "", "../pretrained/digits", "digits/"])
@@ -297,7 +352,9 @@ def test_a_model_that_is_not_in_the_box_is_refused(name):
 def test_weights_stored_at_half_precision_are_read_into_a_full_model(drawing, tmp_path):
     save_pipeline(tmp_path, drawing.model, SETTINGS, NAMES, levels=17)
     full = load_pipeline(tmp_path).sample([1, 2], seed=0)
-    save_file({name: tensor.half() for name, tensor in drawing.model.state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(
+        {name: tensor.half() for name, tensor in drawing.model.state_dict().items()}, tmp_path / "model.safetensors"
+    )
     again = load_pipeline(tmp_path)
     assert {p.dtype for p in again.model.parameters()} == {torch.float32}
     assert_close(again.sample([1, 2], seed=0), full, atol=0.05, rtol=0)

@@ -16,15 +16,39 @@ from torch.testing import assert_close
 PACKAGE = "perceiver_moe_diffusion."
 SETTINGS = {
     "model": {
-        "_target_": PACKAGE + "models.denoiser.PerceiverDenoiser", "input_shape": [1, 8, 8], "num_classes": 10, "condition_dim": 32,
-        "adapter": {"_target_": PACKAGE + "models.adapters.ConvAdapter", "_partial_": True, "dim": 32, "stem_channels": 16},
+        "_target_": PACKAGE + "models.denoiser.PerceiverDenoiser",
+        "input_shape": [1, 8, 8],
+        "num_classes": 10,
+        "condition_dim": 32,
+        "adapter": {
+            "_target_": PACKAGE + "models.adapters.ConvAdapter",
+            "_partial_": True,
+            "dim": 32,
+            "stem_channels": 16,
+        },
         "query": {"_target_": PACKAGE + "models.adapters.InputQuery", "_partial_": True},
-        "core": {"_target_": PACKAGE + "models.perceiver.PerceiverIO", "_partial_": True, "dim": 32, "num_latents": 4, "depth": 1, "num_heads": 2,
-                 "feed_forward": {"_target_": PACKAGE + "models.moe.build_moe", "_partial_": True, "num_experts": 4, "top_k": 2,
-                                  "router": {"_target_": PACKAGE + "models.moe.TopKRouter", "_partial_": True},
-                                  "experts": [{"_target_": PACKAGE + "models.moe.MLPExpert", "_partial_": True, "mult": 2}]}}},
-    "diffusion": {"_target_": PACKAGE + "diffusion.process.Diffusion", "timesteps": 100,
-                  "schedule": {"_target_": PACKAGE + "diffusion.process.cosine", "_partial_": True}},
+        "core": {
+            "_target_": PACKAGE + "models.perceiver.PerceiverIO",
+            "_partial_": True,
+            "dim": 32,
+            "num_latents": 4,
+            "depth": 1,
+            "num_heads": 2,
+            "feed_forward": {
+                "_target_": PACKAGE + "models.moe.build_moe",
+                "_partial_": True,
+                "num_experts": 4,
+                "top_k": 2,
+                "router": {"_target_": PACKAGE + "models.moe.TopKRouter", "_partial_": True},
+                "experts": [{"_target_": PACKAGE + "models.moe.MLPExpert", "_partial_": True, "mult": 2}],
+            },
+        },
+    },
+    "diffusion": {
+        "_target_": PACKAGE + "diffusion.process.Diffusion",
+        "timesteps": 100,
+        "schedule": {"_target_": PACKAGE + "diffusion.process.cosine", "_partial_": True},
+    },
     "sampler": {"_target_": PACKAGE + "diffusion.sampling.DPMSolverPP", "steps": 4, "guidance_scale": 2.0},
 }
 NAMES = [str(i) for i in range(10)]

@@ -13,7 +13,9 @@ from perceiver_moe_diffusion.runs.train import save_model
 
 QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
          "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]
-quick_config = functools.cache(lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name))
+quick_config = functools.cache(
+    lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name)
+)
 
 
 def changed(changes, name="train", *more):
@@ -37,7 +39,9 @@ def test_a_mistake_inside_a_part_is_found_and_named(where, value, said):
 def test_what_a_library_refuses_becomes_one_line():
     with pytest.raises(UserError) as refused:
         instantiate_node(changed({"trainer.precision": "seven"}).trainer)
-    assert "lightning.Trainer" in str(refused.value) and "seven" in str(refused.value) and "\n" not in str(refused.value)
+    assert (
+        "lightning.Trainer" in str(refused.value) and "seven" in str(refused.value) and "\n" not in str(refused.value)
+    )
 
 
 def test_the_seed_decides_the_first_weights():
@@ -51,6 +55,8 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path):
     second = build_run(changed({"seed": 2, "init": str(tmp_path), "fresh": ["core.decoder"]})).module.model
     own = build_run(changed({"seed": 2})).module.model.state_dict()
     for name, weight in second.state_dict().items():
-        assert torch.equal(weight, own[name] if name.startswith("core.decoder.") else first.module.model.state_dict()[name])
+        assert torch.equal(
+            weight, own[name] if name.startswith("core.decoder.") else first.module.model.state_dict()[name]
+        )
     with pytest.raises(UserError, match="core.latents is .*a run of the same model"):
         build_run(changed({"init": str(tmp_path), "model.net.core.num_latents": 9}))

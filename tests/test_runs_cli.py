@@ -40,7 +40,9 @@ from safetensors.torch import load_file
 
 QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
          "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]
-quick_config = functools.cache(lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name))
+quick_config = functools.cache(
+    lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name)
+)
 
 
 def changed(changes, name="train", *more):
@@ -76,7 +78,11 @@ RUN = [*QUICK, "trainer.max_steps=12", "trainer.log_every_n_steps=2"]
 def whole_run(tmp_path_factory):
     "A run from beginning to end: its folder, what it printed, what it wrote to stderr."
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(tmp_path_factory.mktemp("runs")), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.chdir(tmp_path_factory.mktemp("runs")),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         pmd_train(RUN)
         folder = Path(out.getvalue().splitlines()[-1].removeprefix("run folder: "))
         return folder, folder.resolve(), out.getvalue().splitlines(), err.getvalue()
@@ -102,7 +108,9 @@ def occupied(somewhere):
     folder.mkdir()
     (folder / "file").write_text("mine")
     yield folder
-    assert list(somewhere.iterdir()) == [folder] and [p.name for p in folder.iterdir()] == ["file"], "a mistake leaves nothing behind"
+    assert list(somewhere.iterdir()) == [folder] and [p.name for p in folder.iterdir()] == ["file"], (
+        "a mistake leaves nothing behind"
+    )
     assert (folder / "file").read_text() == "mine"
 
 
@@ -124,8 +132,17 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(occupied, where, value, s
 
 
 def test_a_run_folder_is_complete(finished):
-    assert {p.name for p in finished.iterdir()} >= {"config.yaml", "metrics.csv", "metrics.json", "config.json", "model.safetensors",
-                                                    "samples.png", "denoising.png", "routing.png", "loss.png"}
+    assert {p.name for p in finished.iterdir()} >= {
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+        "config.json",
+        "model.safetensors",
+        "samples.png",
+        "denoising.png",
+        "routing.png",
+        "loss.png",
+    }
     assert not [p for p in finished.rglob("*") if p.name.startswith(".")], "no temporary file may stay behind"
     results = json.loads((finished / "metrics.json").read_text())
     for name in ("conditional_accuracy", "fd", "fd_floor", "min_expert_load", "train_seconds", "parameters"):
@@ -143,7 +160,9 @@ def losses(folder):
 
 def test_the_metrics_table_has_the_losses(finished):
     assert (finished / "metrics.csv").read_text().startswith("step,loss,val_loss")
-    assert list(losses(finished)) == [1, 3, 5, 7, 9, 11] and all(0 < float(loss) < 10 for loss in losses(finished).values())
+    assert list(losses(finished)) == [1, 3, 5, 7, 9, 11] and all(
+        0 < float(loss) < 10 for loss in losses(finished).values()
+    )
 
 
 def test_the_saved_configuration_makes_the_same_run(finished):
@@ -156,8 +175,14 @@ def test_the_last_lines_are_the_results_and_the_folder(whole_run):
     folder, _, lines, err = whole_run
     of_classifiers = {"accuracy", "accuracy_interval", "flops"}
     assert re.fullmatch(r"runs/\d{8}-\d{6}-digits-seed0", str(folder)) and lines[-1] == f"run folder: {folder}"
-    assert lines[0].startswith("model saved") and lines[1].startswith("conditional accuracy at s=2") and len(lines) == 2 + len(RESULT_TITLES.keys() - of_classifiers), "nothing else"
-    assert {line.strip().split(":")[0] for line in re.split(r"[\r\n]", err) if line.strip()} == {"training"}, "only the progress line"
+    assert (
+        lines[0].startswith("model saved")
+        and lines[1].startswith("conditional accuracy at s=2")
+        and len(lines) == 2 + len(RESULT_TITLES.keys() - of_classifiers)
+    ), "nothing else"
+    assert {line.strip().split(":")[0] for line in re.split(r"[\r\n]", err) if line.strip()} == {"training"}, (
+        "only the progress line"
+    )
 
 
 def same_weights(a, b):
@@ -197,15 +222,22 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, somewhere, capsy
     assert again == ["resume=my run", *RUN]
     status, out, _ = typed_in(capsys, pmd_train, *again)
     assert status == 0 and out.splitlines()[-1] == "run folder: my run"
-    assert json.loads(Path("my run/metrics.json").read_text())["train_seconds"] > first_part > 0, "the time of both parts"
+    assert json.loads(Path("my run/metrics.json").read_text())["train_seconds"] > first_part > 0, (
+        "the time of both parts"
+    )
     same_weights(finished, Path("my run"))
-    assert losses(finished).items() <= losses(Path("my run")).items(), "the table has both parts, and the losses are the same"
+    assert losses(finished).items() <= losses(Path("my run")).items(), (
+        "the table has both parts, and the losses are the same"
+    )
 
 
 def test_a_second_ctrl_c_stops_at_once(somewhere, capsys):
     with ctrl_c_at(3, times=2):
         status, _, err = typed_in(capsys, pmd_train, *QUICK, "trainer.max_steps=12", "run_dir=twice")
-    assert status == 130 and err.splitlines()[-1] == "pmd-train: Stopped at step 3 of 12. There is no checkpoint yet: start again."
+    assert (
+        status == 130
+        and err.splitlines()[-1] == "pmd-train: Stopped at step 3 of 12. There is no checkpoint yet: start again."
+    )
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)  # Ctrl-C works again afterwards
 
@@ -230,7 +262,8 @@ def test_a_wrong_wish_for_a_picture_is_one_line(finished, somewhere, mistake, sa
     assert [p.name for p in somewhere.iterdir()] == ["folder.png"]
 
 
-@pytest.mark.parametrize("mistake, said", [([], "exactly one of the two"), (["run=x", "model=mnist"], "exactly one of the two"), (["model=cats"], "digits, mnist"), (["run=nowhere"], "no model at nowhere"), (["run=x", "lable=3"], "'lable'"),
+@pytest.mark.parametrize("mistake, said", [([], "exactly one of the two"), (["run=x", "model=mnist"], "exactly one of "
+                                                                                                      "the two"), (["model=cats"], "digits, mnist"), (["run=nowhere"], "no model at nowhere"), (["run=x", "lable=3"], "'lable'"),
                                            (["run=x", "guidance_scale=nan"], "nan"), (["run=x", "-m"], "option -m")])
 def test_a_mistake_typed_to_pmd_sample_has_status_2(somewhere, capsys, mistake, said):
     assert said in refused(capsys, pmd_sample, *mistake)
@@ -238,7 +271,9 @@ def test_a_mistake_typed_to_pmd_sample_has_status_2(somewhere, capsys, mistake, 
 
 
 def test_a_picture_of_what_was_asked_for(finished, somewhere, capsys):
-    status, out, _ = typed_in(capsys, pmd_sample, f"run={finished}", "label=3", "guidance_scale=3", "steps=2", "seed=0", "out=three.png")
+    status, out, _ = typed_in(
+        capsys, pmd_sample, f"run={finished}", "label=3", "guidance_scale=3", "steps=2", "seed=0", "out=three.png"
+    )
     assert (status, out) == (0, "1 image: three.png\n") and pictures.imread("three.png").shape[:2] == (160, 160)
 
 
@@ -246,7 +281,10 @@ def test_a_picture_of_what_was_asked_for(finished, somewhere, capsys):
 def test_a_model_that_comes_with_the_package_needs_no_run(somewhere, capsys, name, size):
     status, out, _ = typed_in(capsys, pmd_sample, f"model={name}", "label=7", "steps=2")
     scale = max(4, 160 // size)
-    assert (status, out) == (0, "1 image: samples.png\n") and pictures.imread("samples.png").shape[:2] == (size * scale, size * scale)
+    assert (status, out) == (0, "1 image: samples.png\n") and pictures.imread("samples.png").shape[:2] == (
+        size * scale,
+        size * scale,
+    )
 
 
 def test_pictures_follow_labels_count_and_seed(finished, somewhere):
@@ -281,21 +319,45 @@ def test_other_images_are_refused(finished, somewhere, capsys):
         path = somewhere / "pets" / ("cat", "dog")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures.imsave(path, torch.rand(9, 9).numpy())
-    assert "cat, dog" in refused(capsys, pmd_evaluate, f"run={finished}", "data=image_folder", "data.root=pets", "data.val_fraction=0.3", "data.test_fraction=0.3")
+    assert "cat, dog" in refused(
+        capsys,
+        pmd_evaluate,
+        f"run={finished}",
+        "data=image_folder",
+        "data.root=pets",
+        "data.val_fraction=0.3",
+        "data.test_fraction=0.3",
+    )
     assert "no model at nowhere" in refused(capsys, pmd_evaluate, "run=nowhere")
 
 
 def test_a_sweep_ends_in_a_row_per_job_and_survives_a_job_that_fails(somewhere, capsys):
-    status, out, err = typed_in(capsys, pmd_train, "-m", *QUICK, "trainer.max_steps=2", "moe.top_k=1,9", "+trainer.detect_anomaly=false", "seed=range(4,5)", "run_dir=sweep")
+    status, out, err = typed_in(
+        capsys,
+        pmd_train,
+        "-m",
+        *QUICK,
+        "trainer.max_steps=2",
+        "moe.top_k=1,9",
+        "+trainer.detect_anomaly=false",
+        "seed=range(4,5)",
+        "run_dir=sweep",
+    )
     assert status == 0 and "job 2 failed: top_k=9 is not possible" in err
     lines = out.splitlines()
     assert lines[-1] == "sweep folder: sweep"
     head, first, second = [line.split() for line in lines[-4:-1]]
-    assert head[:3] == ["job", "moe.top_k", "seed"] and head[3:] == [name for name in SWEEP_COLUMNS if name not in ("accuracy", "flops")]
+    assert head[:3] == ["job", "moe.top_k", "seed"] and head[3:] == [
+        name for name in SWEEP_COLUMNS if name not in ("accuracy", "flops")
+    ]
     assert first[:3] == ["0", "1", "4"] and len(first) == len(head) and second == ["1", "9", "4", "failed"]
     with open("sweep/sweep.csv", newline="") as file:
         first, second = csv.DictReader(file)
-    assert (first["moe.top_k"], second["moe.top_k"]) == ("1", "9") and float(first["fd"]) > 0 and "top_k=9" in second["error"]
+    assert (
+        (first["moe.top_k"], second["moe.top_k"]) == ("1", "9")
+        and float(first["fd"]) > 0
+        and "top_k=9" in second["error"]
+    )
     assert sorted(p.name for p in Path("sweep").iterdir()) == ["000-moe.top_k-1-seed-4", "sweep.csv", "sweep.json"]
     assert json.loads(Path("sweep/sweep.json").read_text())["command"].startswith("pmd-train -m ")
     assert "holds a sweep already" in refused(capsys, pmd_train, "-m", "run_dir=sweep")
@@ -303,8 +365,12 @@ def test_a_sweep_ends_in_a_row_per_job_and_survives_a_job_that_fails(somewhere, 
 
 def test_the_jobs_of_a_sweep_are_all_combinations():
     jobs = sweep_jobs(["moe=mixture,dense", "model.dim=32", "seed=range(0,2)"])
-    assert [job.overrides for job in jobs] == [[f"moe={moe}", "model.dim=32", f"seed={seed}"] for moe in ("mixture", "dense") for seed in (0, 1)]
-    assert [job.values for job in jobs] == [{"moe": moe, "seed": seed} for moe in ("mixture", "dense") for seed in ("0", "1")]
+    assert [job.overrides for job in jobs] == [
+        [f"moe={moe}", "model.dim=32", f"seed={seed}"] for moe in ("mixture", "dense") for seed in (0, 1)
+    ]
+    assert [job.values for job in jobs] == [
+        {"moe": moe, "seed": seed} for moe in ("mixture", "dense") for seed in ("0", "1")
+    ]
     assert sweep_jobs(["seed=3"]) == [(["seed=3"], {})]
 
 
@@ -321,7 +387,9 @@ def test_ctrl_c_stops_a_sweep_and_says_how_to_finish_the_job(somewhere, capsys):
     with ctrl_c_at(1):
         status, out, err = typed_in(capsys, pmd_train, "-m", *QUICK, "trainer.max_steps=3", "seed=0,1", "run_dir=sweep")
     assert status == 130 and out == "job 1 of 2: seed=0\n"
-    assert err.splitlines()[-1].endswith(shlex.join(["pmd-train", "resume=sweep/000-seed-0", *QUICK, "trainer.max_steps=3", "seed=0"]))
+    assert err.splitlines()[-1].endswith(
+        shlex.join(["pmd-train", "resume=sweep/000-seed-0", *QUICK, "trainer.max_steps=3", "seed=0"])
+    )
 
 
 @pytest.mark.parametrize("mistake, said", [
@@ -347,8 +415,13 @@ def test_the_orchestrator_compares_nothing_with_the_name_of_a_component():
     conf = Path(str(files("perceiver_moe_diffusion.conf")))
     options = {path.stem for path in conf.rglob("*.yaml") if path.parent != conf}
     code = ast.parse(Path(sys.modules[train.__module__].__file__).read_text(encoding="utf-8"))
-    compared = {leaf.value for node in ast.walk(code) if isinstance(node, (ast.Compare, ast.match_case)) for leaf in ast.walk(node)
-                if isinstance(leaf, ast.Constant)}
+    compared = {
+        leaf.value
+        for node in ast.walk(code)
+        if isinstance(node, (ast.Compare, ast.match_case))
+        for leaf in ast.walk(node)
+        if isinstance(leaf, ast.Constant)
+    }
     assert {"digits", "top_k", "ddim"} <= options and not compared & options
 
 

@@ -11,7 +11,9 @@ from perceiver_moe_diffusion.runs.overrides import load_config
 
 QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
          "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]
-quick_config = functools.cache(lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name))
+quick_config = functools.cache(
+    lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name)
+)
 
 
 def changed(changes, name="train", *more):
@@ -30,7 +32,10 @@ def settings_folder(tmp_path):
 
 def test_settings_that_do_not_change_what_is_learned_are_free(settings_folder):
     same_settings(quick_config(), settings_folder)
-    same_settings(changed({"trainer.devices": 2, "checkpoint_every": 7, "trainer.max_time": "00:00:01:00", "run_dir": "x"}), settings_folder)
+    same_settings(
+        changed({"trainer.devices": 2, "checkpoint_every": 7, "trainer.max_time": "00:00:01:00", "run_dir": "x"}),
+        settings_folder,
+    )
 
 
 @pytest.mark.parametrize("where, value, said", [

@@ -58,7 +58,8 @@ MISTAKES = {
     "moe.num_experts=four": "moe.num_experts: Value 'four' of type 'str' could not be converted to Integer",
     "model.num_latents=1.5": "model.num_latents: Value '1.5'",
     "model.dim=null": "model.dim",
-    "model.adapter.stem_channels=wide": "model.adapter.stem_channels='wide' is not possible; allowed: a value of type int",
+    "model.adapter.stem_channels=wide": "model.adapter.stem_channels='wide' is not possible; allowed: a value of type "
+                                        "int",
     "seed=one": "seed: Value 'one'",
     "diffusion.prediction_type=velocity": "expected one of [eps, x0, v]",
     "diffusion.timesteps=-4": "diffusion.timesteps=-4 is not possible; allowed: 2 to 100000",
@@ -76,7 +77,8 @@ MISTAKES = {
     "model.dim=[1,2": "model.dim: Value '[1,2'",
     "model.dim=${nothing}": "model.dim: Interpolation key 'nothing' not found",
     "model.dim=${idiv:100,3}": "model.dim: 100 ÷ 3 in a configuration is not possible",
-    "moe.router._target_=nobody.Router": "moe.router._target_=nobody.Router cannot be imported (No module named 'nobody')",
+    "moe.router._target_=nobody.Router": "moe.router._target_=nobody.Router cannot be imported (No module named "
+                                         "'nobody')",
     "hydra.searchpath=[nowhere]": "hydra.searchpath=[nowhere] is not possible; allowed: a folder that exists",
 }
 
@@ -109,7 +111,13 @@ def test_a_path_is_taken_as_it_stands(path):
 
 CONF = Path(str(files("perceiver_moe_diffusion.conf")))
 CONF_FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
-NEEDED = {"evaluate": ["run=runs/a"], "model/preprocessor": ["model=classifier"], "model/router": ["model=mixture"], "model/expert": ["model=mixture"]}  # what has no default, and what a part belongs to
+# what has no default, and what a part belongs to
+NEEDED = {
+    "evaluate": ["run=runs/a"],
+    "model/preprocessor": ["model=classifier"],
+    "model/router": ["model=mixture"],
+    "model/expert": ["model=mixture"],
+}
 
 
 def targets(tree) -> set[str]:
@@ -124,7 +132,11 @@ def targets(tree) -> set[str]:
 @pytest.mark.parametrize("file", CONF_FILES)
 def test_every_file_composes_and_its_classes_accept_its_keys(file):
     group, _, option = file.rpartition("/")
-    config = load_config([*NEEDED.get(group, []), f"{group}={option}"]) if group else load_config(NEEDED.get(option, []), option)
+    config = (
+        load_config([*NEEDED.get(group, []), f"{group}={option}"])
+        if group
+        else load_config(NEEDED.get(option, []), option)
+    )
     text = OmegaConf.to_yaml(config)
     assert "${" not in text and "???" not in text, "no link is left, and nothing is missing"
     named = targets(yaml.safe_load((CONF / f"{file}.yaml").read_text()))
@@ -132,14 +144,33 @@ def test_every_file_composes_and_its_classes_accept_its_keys(file):
 
 
 def test_the_names_that_people_type():
-    config = load_config("data=mnist data.root=/somewhere model.num_latents=64 moe.num_experts=8 moe.top_k=2 diffusion.timesteps=200 "
-                         "diffusion.prediction_type=v sampler=ddim sampler.steps=20 sampler.guidance_scale=2 optimizer.lr=1e-3 "
-                         "trainer.max_steps=500 seed=1 trainer.devices=2 trainer.strategy=ddp".split())
+    config = load_config(
+        [
+            "data=mnist",
+            "data.root=/somewhere",
+            "model.num_latents=64",
+            "moe.num_experts=8",
+            "moe.top_k=2",
+            "diffusion.timesteps=200",
+            "diffusion.prediction_type=v",
+            "sampler=ddim",
+            "sampler.steps=20",
+            "sampler.guidance_scale=2",
+            "optimizer.lr=1e-3",
+            "trainer.max_steps=500",
+            "seed=1",
+            "trainer.devices=2",
+            "trainer.strategy=ddp",
+        ]
+    )
     assert config.data.dataset._target_.endswith("mnist") and config.data.root == "/somewhere"
     assert config.model.net.core.num_latents == 64
     assert (config.model.net.core.feed_forward.num_experts, config.model.net.core.feed_forward.top_k) == (8, 2)
     assert (config.task.diffusion.timesteps, config.task.diffusion.prediction_type.name) == (200, "v")
-    assert config.sampler._target_.endswith("DDIM") and (config.sampler.steps, config.sampler.guidance_scale) == (20, 2.0)
+    assert config.sampler._target_.endswith("DDIM") and (config.sampler.steps, config.sampler.guidance_scale) == (
+        20,
+        2.0,
+    )
     assert config.task.optimizer.lr == 1e-3
     assert (config.trainer.max_steps, config.trainer.devices, config.trainer.strategy) == (500, 2, "ddp")
     assert config.data.seed == config.task.seed == config.evaluation.seed == config.seed == 1
@@ -160,7 +191,9 @@ def test_what_is_given_wins_over_an_experiment():
     ["model.num_stages=3", "model.share_weights=true", "moe.top_k=1"]], ids=" ".join)
 def test_what_composes_can_be_built_and_run(overrides):
     small = ["model.dim=16", "model.num_latents=4", "model.depth=1"]
-    model = instantiate(load_config([*small, *overrides]).model.net, input_shape=(1, 8, 8), num_classes=10, _convert_="all")
+    model = instantiate(
+        load_config([*small, *overrides]).model.net, input_shape=(1, 8, 8), num_classes=10, _convert_="all"
+    )
     assert model(torch.zeros(2, 1, 8, 8), torch.tensor([0, 9]), torch.tensor([1, 10])).shape == (2, 1, 8, 8)
 
 
@@ -216,10 +249,15 @@ def my_project(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("overrides", [
     ["hydra.searchpath=[conf]", "moe/router=cosine", "moe.router.temperature=0.5"],
     ["hydra.searchpath=[conf]", "experiment=mine"],
-    ["moe.router._target_=my_routers.CosineRouter", "+moe.router.temperature=0.5"]], ids=["a YAML file", "an experiment", "only the class"])
+    ["moe.router._target_=my_routers.CosineRouter", "+moe.router.temperature=0.5"]], ids=["a YAML file", "an "
+                                                                                                         "experiment", "only the class"])
 def test_a_router_of_ones_own(my_project, overrides):
     config = load_config([*overrides, "model.dim=16"])
-    assert config.model.net.core.feed_forward.router == {"_target_": "my_routers.CosineRouter", "_partial_": True, "temperature": 0.5}
+    assert config.model.net.core.feed_forward.router == {
+        "_target_": "my_routers.CosineRouter",
+        "_partial_": True,
+        "temperature": 0.5,
+    }
     model = instantiate(config.model.net, input_shape=(1, 8, 8), num_classes=10, _convert_="all")
     routers = [module for module in model.modules() if isinstance(module, TopKRouter)]
     assert routers and all(type(router).__name__ == "CosineRouter" and router.temperature == 0.5 for router in routers)
@@ -234,5 +272,7 @@ def test_mistakes_in_files_of_ones_own_are_sentences_too(my_project):
         with pytest.raises(UserError, match=said) as caught:
             load_config([search, "moe/router=cosine"])
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="allowed for moe/router: bias_balanced, cosine, noisy_top_k, top_k. Did you mean cosine?"):
+    with pytest.raises(
+        UserError, match="allowed for moe/router: bias_balanced, cosine, noisy_top_k, top_k. Did you mean cosine?"
+    ):
         load_config([search, "moe/router=cosin"])

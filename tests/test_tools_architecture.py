@@ -50,13 +50,19 @@ def test_a_circle_is_found(tmp_path):
 
 
 def test_experiments_are_imported_by_nobody():
-    assert not [entry for entry in the_imports() if entry.inside and entry.target.startswith("experiments") and entry.room != "experiments"]
+    assert not [
+        entry
+        for entry in the_imports()
+        if entry.inside and entry.target.startswith("experiments") and entry.room != "experiments"
+    ]
 
 
 def test_a_room_stands_above_all_that_it_imports():
     arrows = room_arrows(the_imports())
     floors = floors_of(arrows)
-    assert floors["core"] == 0 and all(floors[room] > floors[other] for room, below in arrows.items() for other in below)
+    assert floors["core"] == 0 and all(
+        floors[room] > floors[other] for room, below in arrows.items() for other in below
+    )
     with pytest.raises(UserError, match="circle"):
         floors_of({"a": {"b"}, "b": {"a"}})
 
@@ -84,5 +90,6 @@ def test_about_two_hundred_names_are_public_and_each_says_what_it_is():
 def test_each_module_can_be_imported_first(tmp_path):
     modules = sorted({f"{PACKAGE}.{entry.module}" for entry in the_imports()})
     program = "import importlib, os, sys\nfor name in sys.argv[1:]:\n    pid = os.fork()\n    if pid == 0:\n        importlib.import_module(name); os._exit(0)\n    assert os.waitpid(pid, 0)[1] == 0, name"
-    done = subprocess.run([sys.executable, "-c", program, *modules], capture_output=True, text=True)  # each in a new process, forked before any import
+    # each in a new process, forked before any import
+    done = subprocess.run([sys.executable, "-c", program, *modules], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -13,9 +13,16 @@ def test_the_shortest_perceiver_is_the_same_mathematics():
     ours, shortest = PerceiverIO(7, 16, dim=16, num_latents=5, depth=2, num_heads=4), ShortestPerceiver(7, 16, 5, 2, 4)
 
     def copy(block, short):
-        for ours_part, part in ((block.attention.to_q, short.q), (block.attention.to_kv, short.kv), (block.attention.to_out, short.out),
-                                (block.norm_x, short.norms[0]), (block.norm_context, short.norms[1]), (block.norm_ff, short.norms[2]),
-                                (block.feed_forward.mlp[0], short.mlp[0]), (block.feed_forward.mlp[3], short.mlp[2])):
+        for ours_part, part in (
+            (block.attention.to_q, short.q),
+            (block.attention.to_kv, short.kv),
+            (block.attention.to_out, short.out),
+            (block.norm_x, short.norms[0]),
+            (block.norm_context, short.norms[1]),
+            (block.norm_ff, short.norms[2]),
+            (block.feed_forward.mlp[0], short.mlp[0]),
+            (block.feed_forward.mlp[3], short.mlp[2]),
+        ):
             if list(ours_part.parameters()):
                 part.load_state_dict(ours_part.state_dict())
 
@@ -42,6 +49,8 @@ def test_the_table_and_the_json_hold_the_same_rows(tmp_path, capsys):
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert len(rows) == 3 and all(r["value"] > 0 for r in rows)
     kept = read_results("bench", tmp_path)
-    assert [r["name"] for r in kept.rows] == [r["name"] for r in rows] and kept.facts["command"] == "pmd-bench only=sampling rounds=1"
+    assert [r["name"] for r in kept.rows] == [r["name"] for r in rows] and kept.facts[
+        "command"
+    ] == "pmd-bench only=sampling rounds=1"
     printed = capsys.readouterr().out
     assert all(r["name"] in printed for r in rows)

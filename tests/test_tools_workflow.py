@@ -19,7 +19,11 @@ from perceiver_moe_diffusion.tools.workflow import tags
 from perceiver_moe_diffusion.tools.workflow import without_solution
 
 
-WITH_EXERCISES = [path for path in notebooks(project_root(Path(__file__).parent if "__file__" in globals() else None)) if path.stem != "index"]
+WITH_EXERCISES = [
+    path
+    for path in notebooks(project_root(Path(__file__).parent if "__file__" in globals() else None))
+    if path.stem != "index"
+]
 
 
 @pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda path: path.stem)
@@ -29,12 +33,19 @@ def test_a_notebook_closes_with_three_exercises_each_with_its_solution_above_its
     checks = [i for i, (kind, _) in enumerate(kinds) if "exercise" in kind]
     assert len(solutions) == 3 and checks == [i + 1 for i in solutions]
     for i in solutions:
-        solution, check = (ast.parse("\n".join(line for line in text.splitlines() if not line.startswith(("%", "!")))) for text in (kinds[i][1], kinds[i + 1][1]))
+        solution, check = (
+            ast.parse("\n".join(line for line in text.splitlines() if not line.startswith(("%", "!"))))
+            for text in (kinds[i][1], kinds[i + 1][1])
+        )
         stub = without_solution(kinds[i][1])
         compile(stub, path.stem, "exec")
         assert any(isinstance(node, ast.Assert) for node in ast.walk(check)), "the check asserts something"
-        used = {node.id for node in ast.walk(check) if isinstance(node, ast.Name)} | {node.attr for node in ast.walk(check) if isinstance(node, ast.Attribute)}
-        assert used & (defined_names(solution) | {node.attr for node in ast.walk(solution) if isinstance(node, ast.Attribute)}), "the check looks at the solution"
+        used = {node.id for node in ast.walk(check) if isinstance(node, ast.Name)} | {
+            node.attr for node in ast.walk(check) if isinstance(node, ast.Attribute)
+        }
+        assert used & (
+            defined_names(solution) | {node.attr for node in ast.walk(solution) if isinstance(node, ast.Attribute)}
+        ), "the check looks at the solution"
         assert kinds[i - 1][1].startswith("**Exercise"), "the question stands above"
 
 
@@ -47,8 +58,15 @@ def test_the_students_copy_fails_its_checks_until_it_is_solved(tmp_path):
     assert len(copies) == len(WITH_EXERCISES)
     assert not any(BEGIN in cell["text"] for path in copies for cell in read_cells(path) if "solution" in tags(cell))
     notebook = nbformat.read(copies[0], as_version=4)
-    NotebookClient(notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    failed = [i for i, cell in enumerate(notebook.cells) for output in cell.get("outputs", []) if output["output_type"] == "error"]
+    NotebookClient(
+        notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    failed = [
+        i
+        for i, cell in enumerate(notebook.cells)
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "error"
+    ]
     assert {i for i, cell in enumerate(notebook.cells) if "exercise" in tags(cell)} <= set(failed)
     assert all(tags(notebook.cells[i]) & {"exercise", "solution"} for i in failed)
 
@@ -79,7 +97,10 @@ def test_extracted_tests_import_what_they_use_from_the_package(tmp_path):
     path.write_text(json.dumps(NOTEBOOK))
     module, text = extract_tests(path)
     assert module == "toy"
-    assert "from perceiver_moe_diffusion.toy import double" in text and "from perceiver_moe_diffusion.toy import LIMIT" in text
+    assert (
+        "from perceiver_moe_diffusion.toy import double" in text
+        and "from perceiver_moe_diffusion.toy import LIMIT" in text
+    )
     assert "import pytest" in text and "import math" not in text, "only what is used is imported"
     assert "\ntest_double(1)" not in text
     compile(text, "test_toy.py", "exec")

@@ -6,8 +6,9 @@
 __all__ = ['split_indices', 'subsample_per_class', 'keep_classes', 'Batch', 'StepLoader', 'CropFlip']
 
 # %% ../../nbs/41_batches.ipynb #7f4ff38d
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,7 +49,9 @@ def subsample_per_class(
     seed: int,
 ) -> torch.Tensor:         # [classes · shots] sorted
     "A random choice of `shots` images of each class."
-    order = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(fold_seed(seed, Stream.FEW_EXAMPLES)))]
+    order = index[
+        torch.randperm(len(index), generator=torch.Generator().manual_seed(fold_seed(seed, Stream.FEW_EXAMPLES)))
+    ]
     classes = labels[index].unique()
     least = int(labels[index].bincount()[classes].min())
     require(1 <= shots <= least, f"data.shots={shots}", f"1 to {least}, the images of the smallest class")
@@ -60,17 +63,34 @@ def keep_classes(
     parts: tuple[torch.Tensor, ...],      # index arrays [n] of its training, validation and test images
     classes: list[int],                   # to keep; the first of them becomes class 0
 ) -> tuple[ImageSet, list[torch.Tensor]]: # the smaller set, and where the parts are in it
-    "The examples of some classes, in the parts that they are in; of a data set of another kind every tensor with a row for each example."
+    """The examples of some classes, in the parts that they are in.
+
+    Of a data set of another kind every tensor with a row for each example.
+    """
     known = len(data.class_names)
-    ok = len(classes) > 0 and len(set(classes)) == len(classes) and all(isinstance(c, int) and 0 <= c < known for c in classes)
-    require(ok, f"data.classes={list(classes)}", f"different numbers from 0 to {known - 1} ({', '.join(data.class_names)})")
+    ok = (
+        len(classes) > 0
+        and len(set(classes)) == len(classes)
+        and all(isinstance(c, int) and 0 <= c < known for c in classes)
+    )
+    require(
+        ok, f"data.classes={list(classes)}", f"different numbers from 0 to {known - 1} ({', '.join(data.class_names)})"
+    )
     number = torch.full((known,), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))[data.labels]
     kept = number >= 0
     place = kept.cumsum(0) - 1
     end = len(kept) - data.official_test
-    rows = {name: value[kept] for name, value in data._asdict().items() if torch.is_tensor(value) and len(value) == len(kept)}
-    smaller = data._replace(**{**rows, "labels": number[kept]}, class_names=[data.class_names[c] for c in classes],
-                            official_test=int(kept[end:].sum()), official_val=int(kept[end - data.official_val:end].sum()))
+    rows = {
+        name: value[kept]
+        for name, value in data._asdict().items()
+        if torch.is_tensor(value) and len(value) == len(kept)
+    }
+    smaller = data._replace(
+        **{**rows, "labels": number[kept]},
+        class_names=[data.class_names[c] for c in classes],
+        official_test=int(kept[end:].sum()),
+        official_val=int(kept[end - data.official_val : end].sum()),
+    )
     return smaller, [place[part[kept[part]]] for part in parts]
 
 # %% ../../nbs/41_batches.ipynb #c0b956ea
@@ -81,7 +101,8 @@ class Batch(NamedTuple):
     step: int            # number of the batch since the start of training
 
 # %% ../../nbs/41_batches.ipynb #3d01c126
-@lru_cache(maxsize=4)  # the batches of an epoch share one permutation; drawing it anew for each would cost more than the batch
+# the batches of an epoch share one permutation; drawing it anew for each would cost more than the batch
+@lru_cache(maxsize=4)
 def epoch_order(
     size: int,       # N, images
     seed: int,
@@ -105,9 +126,14 @@ class StepLoader:
         seed: int,
         first: Callable[[], int] = lambda: 0,                          # the step to start with, asked for at `iter`
         process: Callable[[], tuple[int, int]] = lambda: (0, 1),       # (rank, number of processes)
-        augment: Callable[[torch.Tensor], torch.Tensor] | None = None, # [B, C, H, W] -> the same shape, with torch's random numbers
+        # [B, C, H, W] -> the same shape, with torch's random numbers
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
-        require(1 <= batch_size <= len(index), f"data.batch_size={batch_size}", f"1 to {len(index)}, the number of training images")
+        require(
+            1 <= batch_size <= len(index),
+            f"data.batch_size={batch_size}",
+            f"1 to {len(index)}, the number of training images",
+        )
         self.data, self.index, self.batch_size, self.seed = data, index, batch_size, seed
         self.first, self.process, self.augment = first, process, augment
 
@@ -121,7 +147,10 @@ class StepLoader:
         return Batch(images, self.data.labels[chosen[share]], step)
 
     def augmented(self, chosen: torch.Tensor, step: int) -> torch.Tensor:
-        "The whole batch, augmented with random numbers that belong to the step; the global generator is left as it was."
+        """The whole batch, augmented with random numbers that belong to the step.
+
+        The global generator is left as it was.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(fold_seed(self.seed, step, Stream.AUGMENTATION))
             return self.augment(self.data.inputs(chosen))
@@ -137,7 +166,10 @@ class StepLoader:
 
 # %% ../../nbs/41_batches.ipynb #8be59924
 class CropFlip:
-    "Shift each image by up to `padding` pixels (the border is reflected) and mirror half of them: [B, C, H, W] -> the same shape."
+    """Shift each image by up to `padding` pixels (the border is reflected) and mirror half of them.
+
+    [B, C, H, W] -> the same shape.
+    """
 
     def __init__(self,
         padding: int = 4,    # pixels, less than the image has
@@ -154,7 +186,11 @@ class CropFlip:
         rows, columns = top + torch.arange(H), left + torch.arange(W)
         if self.flip:
             columns = torch.where(torch.rand(B, 1) < 0.5, columns.flip(1), columns)
-        return padded[torch.arange(B)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        return (
+            padded[torch.arange(B)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
 
 # %% ../../nbs/41_batches.ipynb #ed334770
 def random_examples(

@@ -6,9 +6,10 @@
 __all__ = ['ImageSet', 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'image_folder', 'resized']
 
 # %% ../../nbs/40_images.ipynb #167ba481
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,14 +70,18 @@ def _find_or_download(dataset: Callable, folder: Path, train: bool):
         return dataset(folder, train=train, download=False)
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
         if "Dataset not found" not in str(error):
-            raise UserError(f"The files of {dataset.__name__} in data.root={folder} cannot be read ({type(error).__name__}: {error}). "
+            raise UserError(f"The files of {dataset.__name__} in data.root={folder} cannot be read "
+                            f"({type(error).__name__}: {error}). "
                             "Remove them, and they are downloaded anew, or give another data.root.") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return dataset(folder, train=train, download=True)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{dataset.__name__} is not in data.root={folder} and could not be downloaded ({' '.join(str(error).split())}). "
-                        "Give data.root a folder that torchvision has filled, or use data=digits, which needs no download.") from error
+        raise UserError(
+            f"{dataset.__name__} is not in data.root={folder} and could not be downloaded "
+            f"({' '.join(str(error).split())}). "
+            "Give data.root a folder that torchvision has filled, or use data=digits, which needs no download."
+        ) from error
 
 # %% ../../nbs/40_images.ipynb #86c53e03
 def mnist(root: str | None = None) -> ImageSet:
@@ -102,8 +107,14 @@ def image_folder(
     "Any folder of class folders, read with torchvision's `ImageFolder`."
     import_torchvision()  # refused here, before anything is looked for
     folder = None if root is None else Path(root).expanduser()
-    require(folder is not None and folder.is_dir(), f"data.root={root}", "a folder that holds one folder of images per class")
-    require(isinstance(image_size, int) and image_size >= 1, f"data.image_size={image_size}", "a whole number, 1 or more")
+    require(
+        folder is not None and folder.is_dir(),
+        f"data.root={root}",
+        "a folder that holds one folder of images per class",
+    )
+    require(
+        isinstance(image_size, int) and image_size >= 1, f"data.image_size={image_size}", "a whole number, 1 or more"
+    )
     require(channels in (1, 3), f"data.channels={channels}", "1 (grey) or 3 (RGB)")
     state = tuple((str(path), (about := path.stat()).st_mtime_ns, about.st_size) for path in sorted(folder.rglob("*")))
     return _read_folder(folder, image_size, channels, hash(state))
@@ -114,15 +125,29 @@ def _read_folder(folder: Path, image_size: int, channels: int, state: int) -> Im
     "The images of an `image_folder`; `state` is another number when any file has changed."
     datasets, transforms = import_torchvision()
     colours = [transforms.Grayscale()] if channels == 1 else []
-    to_tensor = transforms.Compose([transforms.Resize(image_size), transforms.CenterCrop(image_size), *colours, transforms.PILToTensor()])
+    to_tensor = transforms.Compose(
+        [transforms.Resize(image_size), transforms.CenterCrop(image_size), *colours, transforms.PILToTensor()]
+    )
     separate = {path.name for path in folder.iterdir() if path.is_dir()} == {"train", "test"}
-    parts = [_find_images(datasets.ImageFolder, part) for part in ([folder / "train", folder / "test"] if separate else [folder])]
-    require(parts[0].classes == parts[-1].classes, f"{folder / 'test'} with the classes {', '.join(parts[-1].classes)}", f"those of train: {', '.join(parts[0].classes)}")
+    parts = [
+        _find_images(datasets.ImageFolder, part)
+        for part in ([folder / "train", folder / "test"] if separate else [folder])
+    ]
+    require(
+        parts[0].classes == parts[-1].classes,
+        f"{folder / 'test'} with the classes {', '.join(parts[-1].classes)}",
+        f"those of train: {', '.join(parts[0].classes)}",
+    )
     for part in parts:
         part.transform = to_tensor
     items = [_load_item(part, i) for part in parts for i in range(len(part))]
-    return ImageSet(torch.stack([pixels for pixels, _ in items]), torch.tensor([label for _, label in items]), parts[0].classes, 256,
-                    official_test=len(parts[1]) if separate else 0)
+    return ImageSet(
+        torch.stack([pixels for pixels, _ in items]),
+        torch.tensor([label for _, label in items]),
+        parts[0].classes,
+        256,
+        official_test=len(parts[1]) if separate else 0,
+    )
 
 # %% ../../nbs/40_images.ipynb #b16f89a9
 def _find_images(image_folder: Callable, folder: Path):
@@ -131,8 +156,10 @@ def _find_images(image_folder: Callable, folder: Path):
         return image_folder(folder)
     except FileNotFoundError as error:
         reason = str(error).split(" Supported extensions")[0].rstrip(".")
-        raise UserError(f"data.root={folder} holds no images, or an empty class folder ({reason}). "
-                        "Put the images of each class into a folder of its own below it: ROOT/cat/1.png, ROOT/dog/1.png.") from error
+        raise UserError(
+            f"data.root={folder} holds no images, or an empty class folder ({reason}). "
+            "Put the images of each class into a folder of its own below it: ROOT/cat/1.png, ROOT/dog/1.png."
+        ) from error
 
 
 def _load_item(folder, index: int) -> tuple[torch.Tensor, int]:
@@ -140,7 +167,9 @@ def _load_item(folder, index: int) -> tuple[torch.Tensor, int]:
     try:
         return folder[index]
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for some broken PNG files
-        raise UserError(f"{folder.samples[index][0]} cannot be read as an image ({error}). Remove it or replace it.") from error
+        raise UserError(
+            f"{folder.samples[index][0]} cannot be read as an image ({error}). Remove it or replace it."
+        ) from error
 
 # %% ../../nbs/40_images.ipynb #619979ac
 def resized(

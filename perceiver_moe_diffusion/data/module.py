@@ -6,7 +6,8 @@
 __all__ = ['DataModule']
 
 # %% ../../nbs/42_module.ipynb #b42d753d
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -15,7 +16,10 @@ from .batches import Batch, StepLoader, keep_classes, split_indices, subsample_p
 
 # %% ../../nbs/42_module.ipynb #99c0a057
 class DataModule:
-    "A data set, split once and for all by `split_seed`, as batches. It knows no trainer: `TrainerData` hands it to one."
+    """A data set, split once and for all by `split_seed`, as batches. It knows no trainer.
+
+    `TrainerData` hands it to one.
+    """
 
     def __init__(self,
         dataset: Callable[..., Any],      # dataset(root): an `ImageSet`, `TextSet`, `QuestionSet`, or a set of your own

@@ -6,7 +6,8 @@
 __all__ = ['Question', 'QuestionSet', 'digit_questions']
 
 # %% ../../nbs/44_questions.ipynb #92a4577e
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -22,7 +23,8 @@ class Question(NamedTuple):
     "What can be asked about two digits."
     kind: str
     text: str
-    answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # answer(left, right) -> places in `ANSWERS`; all [n] long
+    # answer(left, right) -> places in `ANSWERS`; all [n] long
+    answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # %% ../../nbs/44_questions.ipynb #6caaf320
 QUESTIONS = (
@@ -60,7 +62,10 @@ class QuestionSet(NamedTuple):
     ) -> dict[str, torch.Tensor]:                   # "image" [n, 1, 8, 16] in [−1, 1] and "text" [n, max_length] long
         "Images and texts as the models see them."
         left, right = self.pixels[self.pairs[index]].unbind(dim=1)
-        return {"image": torch.cat([left, right], dim=-1).float() * (2 / (self.levels - 1)) - 1, "text": self.ids[self.question[index]].long()}
+        return {
+            "image": torch.cat([left, right], dim=-1).float() * (2 / (self.levels - 1)) - 1,
+            "text": self.ids[self.question[index]].long(),
+        }
 
 # %% ../../nbs/44_questions.ipynb #72d66753
 def _balanced_pairs(
@@ -69,19 +74,32 @@ def _balanced_pairs(
     count: int,                    # a multiple of the number of its answers
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # pairs [count, 2] of places in `digit_labels`, and answers [count]
-    "Pairs of images for a question: each answer equally often, and for each answer each pair of digits that has it equally likely."
+    """Pairs of images for a question.
+
+    Each answer equally often, and for each answer each pair of digits that has it equally likely.
+    """
     left, right = torch.cartesian_prod(torch.arange(10), torch.arange(10)).unbind(dim=1)
     answers = question.answer(left, right)
     possible = answers.unique()
-    require(count >= 1 and count % len(possible) == 0, f"{count} pairs for {question.text!r}", f"a multiple of {len(possible)}, the number of its answers")
+    require(
+        count >= 1 and count % len(possible) == 0,
+        f"{count} pairs for {question.text!r}",
+        f"a multiple of {len(possible)}, the number of its answers",
+    )
     chosen = []
     for wanted in possible:
         fitting = (answers == wanted).nonzero()[:, 0]
         pick = fitting[torch.randint(len(fitting), (count // len(possible),), generator=generator)]
         chosen.append(torch.stack([left[pick], right[pick]], dim=1))
     shown = torch.cat(chosen)                                                            # [count, 2] digits
-    images = torch.stack([(digit_labels == digit).nonzero()[:, 0][torch.randint(int((digit_labels == digit).sum()), shown.shape, generator=generator)]
-                          for digit in range(10)])                                       # [10, count, 2] an image of each digit
+    images = torch.stack(
+        [
+            (digit_labels == digit).nonzero()[:, 0][
+                torch.randint(int((digit_labels == digit).sum()), shown.shape, generator=generator)
+            ]
+            for digit in range(10)
+        ]
+    )  # [10, count, 2] an image of each digit
     return images.gather(0, shown.unsqueeze(0)).squeeze(0), possible.repeat_interleave(count // len(possible))
 
 # %% ../../nbs/44_questions.ipynb #7158800f
@@ -96,24 +114,43 @@ def digit_questions(
 ) -> QuestionSet:
     "Balanced questions about pairs of real handwritten digits; no image is in two parts."
     longest = max(len(question.text.encode()) for question in questions)
-    require(max_length >= longest, f"data.dataset.max_length={max_length}", f"{longest} or more, the bytes of the longest question")
+    require(
+        max_length >= longest,
+        f"data.dataset.max_length={max_length}",
+        f"{longest} or more, the bytes of the longest question",
+    )
     base, rows = digits(), []
-    for part, (index, count) in enumerate(zip(split_indices(base, val_fraction=0.1, test_fraction=0.2, seed=0), (training, validation, test))):
+    for part, (index, count) in enumerate(
+        zip(split_indices(base, val_fraction=0.1, test_fraction=0.2, seed=0), (training, validation, test))
+    ):
         for number, question in enumerate(questions):
             generator = torch.Generator().manual_seed(fold_seed(seed, part, number))
             places, answers = _balanced_pairs(base.labels[index], question, count, generator)
             rows.append((index[places], torch.full((count,), number), answers))
     pairs, question, labels = map(torch.cat, zip(*rows))
-    return QuestionSet(base.pixels, pairs, text_bytes([q.text for q in questions], max_length).short(), question, labels, list(ANSWERS), base.levels,
-                       [q.kind for q in questions], official_test=test * len(questions), official_val=validation * len(questions))
+    return QuestionSet(
+        base.pixels,
+        pairs,
+        text_bytes([q.text for q in questions], max_length).short(),
+        question,
+        labels,
+        list(ANSWERS),
+        base.levels,
+        [q.kind for q in questions],
+        official_test=test * len(questions),
+        official_val=validation * len(questions),
+    )
 
 # %% ../../nbs/44_questions.ipynb #03687abf
 def best_accuracy_without(
     questions: Sequence[Question] = QUESTIONS,
 ) -> dict[str, float]:  # "image" and "text": the largest expected share of right answers without it
-    "What the best possible model reaches that does not see the images, or does not read the question but recognises every digit."
+    """What the best possible model reaches that does not see the images, or does not read the question but recognises
+    every digit.
+    """
     left, right = torch.cartesian_prod(torch.arange(10), torch.arange(10)).unbind(dim=1)
-    share = torch.zeros(len(questions), len(left), len(ANSWERS), dtype=torch.double)     # probability of question, pair and answer
+    # probability of question, pair and answer
+    share = torch.zeros(len(questions), len(left), len(ANSWERS), dtype=torch.double)
     for number, question in enumerate(questions):
         answers = question.answer(left, right)
         possible, place, pairs = answers.unique(return_inverse=True, return_counts=True)

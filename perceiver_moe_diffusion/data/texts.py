@@ -11,9 +11,10 @@ import csv
 import re
 import sysconfig
 from collections import Counter
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -48,16 +49,59 @@ def decode_text(
     return bytes(ids[ids < 256].tolist()).decode(errors="replace")
 
 # %% ../../nbs/43_texts.ipynb #a295940d
-LIBRARY = {  # class -> packages and modules of the standard library that every CPython since 3.11 has; of a pair of names one is enough
-    "few_shot": {name: [name] for name in ("asyncio", "email", "importlib", "logging", "multiprocessing", "unittest", "xml")},
+# class -> packages and modules of the standard library that every CPython since 3.11 has; of a pair of names one is
+# enough
+LIBRARY = {
+    "few_shot": {
+        name: [name] for name in ("asyncio", "email", "importlib", "logging", "multiprocessing", "unittest", "xml")
+    },
     "pretraining": {
         "numbers": ["_pydecimal", "fractions", "statistics", "numbers", "random"],
         "web": ["http", "urllib", "wsgiref", "socketserver", "xmlrpc"],
         "post": ["mailbox", "imaplib", "smtplib", "poplib", "ftplib"],
-        "files": ["tarfile", "zipfile", "shutil", "pathlib", "tempfile", "fileinput", "glob", "gzip", "bz2", "lzma", "_pyio", "os"],
-        "inspection": ["inspect", "pydoc", "ast", "symtable", "traceback", "dis", "typing", "types", "enum", "dataclasses", "functools"],
+        "files": [
+            "tarfile",
+            "zipfile",
+            "shutil",
+            "pathlib",
+            "tempfile",
+            "fileinput",
+            "glob",
+            "gzip",
+            "bz2",
+            "lzma",
+            "_pyio",
+            "os",
+        ],
+        "inspection": [
+            "inspect",
+            "pydoc",
+            "ast",
+            "symtable",
+            "traceback",
+            "dis",
+            "typing",
+            "types",
+            "enum",
+            "dataclasses",
+            "functools",
+        ],
         "debugging": ["pdb", "bdb", "cmd", "code", "profile", "pstats", "trace", "timeit", "doctest"],
-        "notation": ["difflib", "textwrap", "string", "codecs", "csv", "configparser", "argparse", "optparse", "gettext", "shlex", "json", "html", "pprint"],
+        "notation": [
+            "difflib",
+            "textwrap",
+            "string",
+            "codecs",
+            "csv",
+            "configparser",
+            "argparse",
+            "optparse",
+            "gettext",
+            "shlex",
+            "json",
+            "html",
+            "pprint",
+        ],
         "containers": ["collections", "_collections_abc", "heapq", "queue", "weakref", "copy", "contextlib"],
         "places": ["datetime", "_pydatetime", "calendar", "ipaddress", "zoneinfo", "uuid", "platform"],
         "system": ["threading", "concurrent", "subprocess", "selectors", "ssl", "socket", "ctypes", "sysconfig"],
@@ -65,7 +109,7 @@ LIBRARY = {  # class -> packages and modules of the standard library that every 
 }
 
 
-@lru_cache(maxsize=None)  # parsing the library takes longer than all the rest
+@cache  # parsing the library takes longer than all the rest
 def _docstrings_of(
     module: str,                          # a package or module of the standard library
 ) -> tuple[str, ...]:
@@ -73,7 +117,12 @@ def _docstrings_of(
     library = Path(sysconfig.get_paths()["stdlib"])
     files = sorted((library / module).rglob("*.py")) or [path for path in [library / f"{module}.py"] if path.is_file()]
     files = [path for path in files if not {"test", "tests"} & set(path.relative_to(library).parts)]
-    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)))
+    nodes = (
+        node
+        for path in files
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    )
     return tuple(" ".join(text.split()) for text in map(ast.get_docstring, nodes) if text)
 
 
@@ -82,7 +131,9 @@ def _without_names(
     names: Sequence[str],  # whole words, in any spelling
 ) -> list[str]:
     "The texts without the names, which would give the answer away."
-    pattern = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(re.escape(name) for name in names)})(?![A-Za-z0-9])", re.IGNORECASE)
+    pattern = re.compile(
+        rf"(?<![A-Za-z0-9])({'|'.join(re.escape(name) for name in names)})(?![A-Za-z0-9])", re.IGNORECASE
+    )
     return [" ".join(pattern.sub(" ", text).split()) for text in texts]
 
 # %% ../../nbs/43_texts.ipynb #6ca95aec
@@ -92,31 +143,51 @@ def _library_texts(
     shortest: int = 20,                           # characters; shorter texts are left out
 ) -> dict[str, list[str]]:                        # class -> texts, none of them in two classes and none twice
     "The docstrings of each class, without the names of the packages."
-    require(not isinstance(packages, str) or packages in LIBRARY, f"data.dataset.packages={packages}", f"{', '.join(LIBRARY)}, or packages for each class, {{web: [http, urllib]}}")
+    require(
+        not isinstance(packages, str) or packages in LIBRARY,
+        f"data.dataset.packages={packages}",
+        f"{', '.join(LIBRARY)}, or packages for each class, {{web: [http, urllib]}}",
+    )
     packages = LIBRARY[packages] if isinstance(packages, str) else packages
     names = [name.lstrip("_") for modules in packages.values() for name in modules]
     found = {}
     for label, modules in packages.items():
         said = _without_names([text for module in modules for text in _docstrings_of(module)], names)
-        found[label] = list(dict.fromkeys(decode_text(ids) for text, ids in zip(said, text_bytes(said, max_length)) if len(text) >= shortest))
-        require(len(found[label]) > 0, f"the class {label!r} of {', '.join(modules)}", "packages and modules of the standard library with docstrings",
-                f"Those were looked for in {sysconfig.get_paths()['stdlib']}; some systems leave a part of the library out.")
+        found[label] = list(
+            dict.fromkeys(
+                decode_text(ids) for text, ids in zip(said, text_bytes(said, max_length)) if len(text) >= shortest
+            )
+        )
+        require(
+            len(found[label]) > 0,
+            f"the class {label!r} of {', '.join(modules)}",
+            "packages and modules of the standard library with docstrings",
+            f"Those were looked for in {sysconfig.get_paths()['stdlib']}; some systems leave a part of the library "
+            "out.",
+        )
     classes_of = Counter(text for texts in found.values() for text in texts)
     return {label: [text for text in texts if classes_of[text] == 1] for label, texts in found.items()}
 
 # %% ../../nbs/43_texts.ipynb #9106fd7c
 def docstrings(
     root: str | None = None,         # not used: the texts come with Python
-    packages: str | Mapping[str, Sequence[str]] = "few_shot",          # what to tell apart: class -> packages; or the name of an entry of `LIBRARY`
+    # what to tell apart: class -> packages; or the name of an entry of `LIBRARY`
+    packages: str | Mapping[str, Sequence[str]] = "few_shot",
     apart_from: str | Mapping[str, Sequence[str]] | None = None,       # texts that stand there too are left out
     max_length: int = 128,           # bytes; longer texts are cut
 ) -> TextSet:
     "Docstrings of the standard library: which package is it from? No download."
     require(max_length >= 1, f"data.dataset.max_length={max_length}", "1 or more bytes")
     found = _library_texts(packages, max_length)
-    elsewhere = {text for texts in _library_texts(apart_from, max_length).values() for text in texts} if apart_from else set()
+    elsewhere = (
+        {text for texts in _library_texts(apart_from, max_length).values() for text in texts} if apart_from else set()
+    )
     rows = [(text, label) for label, texts in enumerate(found.values()) for text in texts if text not in elsewhere]
-    return TextSet(text_bytes([text for text, _ in rows], max_length).short(), torch.tensor([label for _, label in rows]), list(found))
+    return TextSet(
+        text_bytes([text for text, _ in rows], max_length).short(),
+        torch.tensor([label for _, label in rows]),
+        list(found),
+    )
 
 # %% ../../nbs/43_texts.ipynb #8cc2fe82
 def _read_rows(
@@ -132,10 +203,19 @@ def _read_rows(
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}).") from error
     missing = [name for name in wanted if name not in (reader.fieldnames or [])]
-    require(not missing, f"the column {', '.join(missing)} of {path}", ", ".join(map(str, reader.fieldnames or [])) or "none: the file is empty",
-            "Set data.dataset.label and data.dataset.text to columns of the file, and data.dataset.columns to their names if the first line is not these.")
+    require(
+        not missing,
+        f"the column {', '.join(missing)} of {path}",
+        ", ".join(map(str, reader.fieldnames or [])) or "none: the file is empty",
+        "Set data.dataset.label and data.dataset.text to columns of the file, and data.dataset.columns to their names "
+        "if the first line is not these.",
+    )
     broken = next((number for number, row in enumerate(rows, 1) if any(row[name] is None for name in wanted)), None)
-    require(broken is None and len(rows) > 0, f"{path} with {'no lines' if broken is None else f'too few cells in entry {broken}'}", "a cell for each column in every line")
+    require(
+        broken is None and len(rows) > 0,
+        f"{path} with {'no lines' if broken is None else f'too few cells in entry {broken}'}",
+        "a cell for each column in every line",
+    )
     return rows
 
 # %% ../../nbs/43_texts.ipynb #bbd35854
@@ -143,23 +223,46 @@ def text_csv(
     root: str | None,                      # a CSV file, or a folder with train.csv and test.csv
     label: str = "class",                  # the column of the label
     text: Sequence[str] = ("text",),       # the columns of the text, which are put one after the other
-    columns: Sequence[str] | None = None,  # names of the columns of a file whose first line is data; None: the first line names them
-    class_names: Sequence[str] | None = None,  # names for the labels in the file, which are sorted; None: the labels themselves
+    # names of the columns of a file whose first line is data; None: the first line names them
+    columns: Sequence[str] | None = None,
+    # names for the labels in the file, which are sorted; None: the labels themselves
+    class_names: Sequence[str] | None = None,
     max_length: int = 256,                 # bytes; longer texts are cut
 ) -> TextSet:
     "Labelled texts from published CSV files, e.g. AG News and IMDb."
     place = None if root is None else Path(root).expanduser()
     files = [place / "train.csv", place / "test.csv"] if place is not None and place.is_dir() else [place]
-    require(all(path is not None and path.is_file() for path in files), f"data.root={root}", "a CSV file, or a folder that holds train.csv and test.csv",
-            "The files are not downloaded: get them from their publisher.")
-    parts = [{_join_cells(row[name] for name in text): row[label].strip() for row in _read_rows(path, columns, [label, *text])} for path in files]
+    require(
+        all(path is not None and path.is_file() for path in files),
+        f"data.root={root}",
+        "a CSV file, or a folder that holds train.csv and test.csv",
+        "The files are not downloaded: get them from their publisher.",
+    )
+    parts = [
+        {
+            _join_cells(row[name] for name in text): row[label].strip()
+            for row in _read_rows(path, columns, [label, *text])
+        }
+        for path in files
+    ]
     train, test = parts[0], parts[1] if len(parts) > 1 else {}
     rows = [(said, name) for said, name in train.items() if said not in test] + list(test.items())
-    found = sorted({name for _, name in rows}, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    found = sorted(
+        {name for _, name in rows}, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+    )
     require(2 <= len(found) <= 1000, f"the column {label} of {root} with {len(found)} different labels", "2 to 1000")
-    require(class_names is None or len(class_names) == len(found), f"{len(class_names or ())} class_names", f"{len(found)}, one for each of the labels {', '.join(found[:10])}")
+    require(
+        class_names is None or len(class_names) == len(found),
+        f"{len(class_names or ())} class_names",
+        f"{len(found)}, one for each of the labels {', '.join(found[:10])}",
+    )
     number = {name: i for i, name in enumerate(found)}
-    return TextSet(text_bytes([said for said, _ in rows], max_length).short(), torch.tensor([number[name] for _, name in rows]), list(class_names or found), official_test=len(test))
+    return TextSet(
+        text_bytes([said for said, _ in rows], max_length).short(),
+        torch.tensor([number[name] for _, name in rows]),
+        list(class_names or found),
+        official_test=len(test),
+    )
 
 # %% ../../nbs/43_texts.ipynb #a35667dd
 def _join_cells(cells: Sequence[str]) -> str:

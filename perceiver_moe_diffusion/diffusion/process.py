@@ -27,7 +27,9 @@ def alpha_bar_from_betas(
 def linear(timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> torch.Tensor:
     "ᾱ [T] for β from `start` to `end` (Ho et al. 2020), scaled by 1000/T so that few steps destroy the image too."
     scale = 1000 / timesteps
-    return alpha_bar_from_betas(torch.linspace(scale * start, scale * end, timesteps, dtype=torch.float64).clamp(max=0.999))
+    return alpha_bar_from_betas(
+        torch.linspace(scale * start, scale * end, timesteps, dtype=torch.float64).clamp(max=0.999)
+    )
 
 # %% ../../nbs/10_process.ipynb #9866c297
 def cosine(timesteps: int = 1000, offset: float = 0.008) -> torch.Tensor:
@@ -37,20 +39,29 @@ def cosine(timesteps: int = 1000, offset: float = 0.008) -> torch.Tensor:
 
 # %% ../../nbs/10_process.ipynb #ff5996f6
 def sigmoid(timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> torch.Tensor:
-    "ᾱ [T] for β that rises as a sigmoid from −6 to 6 (GeoDiff's, as in diffusers; *not* a sigmoid in ᾱ), scaled by 1000/T."
+    """ᾱ [T] for β that rises as a sigmoid from −6 to 6 (GeoDiff's, as in diffusers.
+
+    *not* a sigmoid in ᾱ), scaled by 1000/T.
+    """
     scale = 1000 / timesteps
     rise = torch.linspace(-6, 6, timesteps, dtype=torch.float64).sigmoid()
     return alpha_bar_from_betas((scale * (start + (end - start) * rise)).clamp(max=0.999))
 
 # %% ../../nbs/10_process.ipynb #c16a90e5
 def zero_terminal_snr(alpha_bar: torch.Tensor) -> torch.Tensor:
-    "Shift and scale √ᾱ so that the last step is pure noise (Lin et al. 2023, algorithm 1). Then only x0 and v can be learned."
+    """Shift and scale √ᾱ so that the last step is pure noise (Lin et al. 2023, algorithm 1).
+
+    Then only x0 and v can be learned.
+    """
     root = alpha_bar.double().sqrt()
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 # %% ../../nbs/10_process.ipynb #08134752
 class PredictionType(Enum):
-    "What the network predicts: the noise ε, the image x0, or v. Signal level a = √ᾱ, noise level b = √(1−ᾱ), x_t = a·x0 + b·ε."
+    """What the network predicts: the noise ε, the image x0, or v.
+
+    Signal level a = √ᾱ, noise level b = √(1−ᾱ), x_t = a·x0 + b·ε.
+    """
     eps = "eps"  # Ho et al. 2020
     x0 = "x0"
     v = "v"      # Salimans & Ho 2022, appendix D
@@ -97,7 +108,11 @@ class Loss(Enum):
 # %% ../../nbs/10_process.ipynb #74cf02b6
 def _enum_member(choices: type[Enum], setting: str, value: Enum | str) -> Enum:
     "A member of an enumeration, given itself or its name."
-    require(value in choices if isinstance(value, Enum) else value in choices.__members__, f"{setting}={value}", ", ".join(choices.__members__))
+    require(
+        value in choices if isinstance(value, Enum) else value in choices.__members__,
+        f"{setting}={value}",
+        ", ".join(choices.__members__),
+    )
     return choices[value] if isinstance(value, str) else value
 
 # %% ../../nbs/10_process.ipynb #ff897c24
@@ -113,7 +128,10 @@ class LossNoise(NamedTuple):
 
 # %% ../../nbs/10_process.ipynb #ba1b5c04
 class Diffusion:
-    "The forward process and the training loss. Tables are float64; what is computed from them has the dtype of the images."
+    """The forward process and the training loss. Tables are float64.
+
+    What is computed from them has the dtype of the images.
+    """
 
     @renamed_arguments(objective="prediction_type")
     def __init__(self,
@@ -128,13 +146,19 @@ class Diffusion:
         require(timesteps >= 2, f"timesteps={timesteps}", "2 or more")
         alpha_bar = schedule(timesteps).double()
         self.alpha_bar = zero_terminal_snr(alpha_bar) if zero_snr else alpha_bar
-        self.prediction_type, self.loss_fn = _enum_member(PredictionType, "prediction_type", prediction_type), _enum_member(Loss, "loss", loss)
+        self.prediction_type, self.loss_fn = (
+            _enum_member(PredictionType, "prediction_type", prediction_type),
+            _enum_member(Loss, "loss", loss),
+        )
         require_number("label_dropout", label_dropout, 0, 1)
         if min_snr_gamma is not None:
             require_number("min_snr_gamma", min_snr_gamma, 0)
         self.min_snr_gamma, self.label_dropout = min_snr_gamma, label_dropout
-        require(not (self.prediction_type is PredictionType.eps and bool((self.alpha_bar <= 0).any())), "prediction_type=eps with zero terminal SNR",
-                "x0 or v, since pure noise holds no trace of x0 to compute from ε")
+        require(
+            not (self.prediction_type is PredictionType.eps and bool((self.alpha_bar <= 0).any())),
+            "prediction_type=eps with zero terminal SNR",
+            "x0 or v, since pure noise holds no trace of x0 to compute from ε",
+        )
 
     @property
     def timesteps(self) -> int:
@@ -184,7 +208,9 @@ class Diffusion:
         a, b = self.rates(t, x0)
         label = label.masked_fill(dropped, model.null_label)
         y, routings = model(a * x0 + b * eps, t, label, return_routing=True)
-        per_image = self.loss_fn.value(y, self.prediction_type.target(x0, eps, a, b), reduction="none").flatten(1).mean(dim=1)
+        per_image = (
+            self.loss_fn.value(y, self.prediction_type.target(x0, eps, a, b), reduction="none").flatten(1).mean(dim=1)
+        )
         return (self.weight(t) * per_image).mean(), routings
 
 # %% ../../nbs/10_process.ipynb #984c24a4
@@ -194,7 +220,10 @@ def posterior(
     A: float,            # ᾱ_t
     P: float,            # ᾱ of the step before, nearer to the image: P > A
 ) -> tuple:              # mean [B, ...] and variance (a number)
-    "Mean and variance of q(x_prev | x_t, x0) (Ho et al. 2020, eq. 6 and 7); β is taken from A and P, so any pair of steps will do."
+    """Mean and variance of q(x_prev | x_t, x0) (Ho et al. 2020, eq. 6 and 7).
+
+    Β is taken from A and P, so any pair of steps will do.
+    """
     beta = 1 - A / P
     mean = (math.sqrt(P) * beta / (1 - A) * x0).add_(x_t, alpha=math.sqrt(A / P) * (1 - P) / (1 - A))
     return mean, beta * (1 - P) / (1 - A)

@@ -8,9 +8,10 @@ __all__ = ['trailing_step_pairs', 'NoiseStream', 'classifier_free_guidance', 'Sa
 
 # %% ../../nbs/11_sampling.ipynb #f9cbee43
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,7 +24,11 @@ def trailing_step_pairs(
     steps: int,  # steps to take, 1 to T
 ) -> list[tuple[int, int]]:  # pairs (t, t_next), from T−1 down; the last t_next is −1, the clean image
     "Evenly spaced steps that start at pure noise (\"trailing\" spacing, Lin et al. 2023, table 2)."
-    require(isinstance(steps, int) and 1 <= steps <= T, f"steps={steps}", f"1 to {T}, the number of timesteps the model was trained with")
+    require(
+        isinstance(steps, int) and 1 <= steps <= T,
+        f"steps={steps}",
+        f"1 to {T}, the number of timesteps the model was trained with",
+    )
     t = [round(T - i * T / steps) - 1 for i in range(steps)]
     return list(zip(t, t[1:] + [-1]))
 
@@ -42,7 +47,8 @@ class NoiseStream:
     def __init__(self,
         seeds: Sequence[tuple[int, ...]],  # one per image, e.g. `(seed, index)`
         shape: tuple[int, ...],            # of one image, [C, H, W]
-        device: torch.device | str = "cpu",  # where the noise is wanted; it is made on the CPU and moved, so it is the same everywhere
+        # where the noise is wanted; it is made on the CPU and moved, so it is the same everywhere
+        device: torch.device | str = "cpu",
     ):
         self.shape, self.device = tuple(shape), torch.device(device)
         self.words = RandomWords(seeds)
@@ -55,7 +61,7 @@ class NoiseStream:
         chosen = self.words.draw(steps, size)                              # [steps, B, 4·words]
         normal = normal_quantile_table().index_select(0, chosen.flatten()).view(steps, -1, 2, 2 * words)
         a, b = normal.unbind(dim=2)
-        torch.sub(a.add_(b), b, alpha=2, out=b)                            # in their place: a + b, and (a + b) − 2b = a − b
+        torch.sub(a.add_(b), b, alpha=2, out=b)  # in their place: a + b, and (a + b) − 2b = a − b
         return normal.flatten(2)[..., :size].reshape(steps, -1, *self.shape).to(self.device)
 
     def __call__(self) -> torch.Tensor:
@@ -73,7 +79,10 @@ def classifier_free_guidance(
     scale: float | torch.Tensor = 1.0,  # s, one for all or [B]: 0 unconditional, 1 conditional, more: guided; s = w + 1
     rescale: float = 0.0,        # φ of Lin et al. 2023, section 3.4: 0 none, 1 the contrast of the conditional answer
 ) -> torch.Tensor:               # [B, C, H, W]
-    "Classifier-free guidance `y_u + s(y_c − y_u) = (1+w)y_c − w·y_u` (Ho & Salimans 2022, eq. 6), both halves in one batch."
+    """Classifier-free guidance `y_u + s(y_c − y_u) = (1+w)y_c − w·y_u` (Ho & Salimans 2022, eq.
+
+    6), both halves in one batch.
+    """
     if not torch.is_tensor(scale) and scale == 1:
         return model(x, t, label)
     null = torch.full_like(label, model.null_label)
@@ -109,7 +118,8 @@ class Sampler:
     steps: int = 12                   # model evaluations
     guidance_scale: float = 2.0       # s (the paper's w is s − 1)
     guidance_rescale: float = 0.0     # φ, 0 to 1
-    guidance_interval: Sequence[float] | None = None  # [low, high] in σ = √((1−ᾱ)/ᾱ); outside it s = 1 (Kynkäänniemi et al. 2024)
+    # [low, high] in σ = √((1−ᾱ)/ᾱ); outside it s = 1 (Kynkäänniemi et al. 2024)
+    guidance_interval: Sequence[float] | None = None
     clip: bool = True                 # keep the predicted x0 in [−1, 1]
 
     def update(self,
@@ -117,19 +127,25 @@ class Sampler:
         alpha_bar: float,                          # ᾱ at t
         alpha_bar_next: float,                     # ᾱ at t_next; 1: the clean image
         noise: Callable[[], torch.Tensor] | None,  # draws [B, C, H, W]
-        state: dict[str, Any],                     # lives as long as the loop; multistep methods keep their last x0 here
+        state: dict[str, Any],  # lives as long as the loop; multistep methods keep their last x0 here
     ) -> torch.Tensor:                             # [B, C, H, W] x at t_next
         "One step of the sampler: the only method that a sampler has to write."
         raise NotImplementedError
 
     def check(self) -> None:
         "Raise a `UserError` for settings that cannot work."
-        for scale in self.guidance_scale.flatten().tolist() if torch.is_tensor(self.guidance_scale) else [self.guidance_scale]:
+        for scale in (
+            self.guidance_scale.flatten().tolist() if torch.is_tensor(self.guidance_scale) else [self.guidance_scale]
+        ):
             require_number("guidance_scale", scale, 0, 1000)
         require_number("guidance_rescale", self.guidance_rescale, 0, 1)
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
-            require(0 <= low <= high, f"guidance_interval={list(self.guidance_interval)}", "[low, high] with 0 ≤ low ≤ high, in σ")
+            require(
+                0 <= low <= high,
+                f"guidance_interval={list(self.guidance_interval)}",
+                "[low, high] with 0 ≤ low ≤ high, in σ",
+            )
 
     def iterate(self,
         model: Denoiser,
@@ -137,7 +153,7 @@ class Sampler:
         label: torch.Tensor,                      # [B] long
         x: torch.Tensor,                          # [B, C, H, W] where to start: noise, or a noised image
         noise: Callable[[], torch.Tensor] | None = None,   # e.g. a `NoiseStream`; needed by samplers that add noise
-        pairs: list[tuple[int, int]] | None = None,        # the steps (t, t_next); None: `trailing_step_pairs(T, steps)`
+        pairs: list[tuple[int, int]] | None = None,  # the steps (t, t_next); None: `trailing_step_pairs(T, steps)`
         on_step: Callable[[torch.Tensor, int], torch.Tensor] | None = None,  # (x, t_next) -> x, e.g. `inpaint(...)`
     ) -> Iterator[SamplerStep]:
         "Denoise step by step. Order: guide → rescale → clip → ε from the clipped x0 → update → hook."
@@ -147,7 +163,10 @@ class Sampler:
         for t, t_next in pairs or trailing_step_pairs(diffusion.timesteps, self.steps):
             with torch.no_grad():
                 a, b = math.sqrt(alpha_bar[t]), math.sqrt(1 - alpha_bar[t])
-                inside = self.guidance_interval is None or self.guidance_interval[0] * a <= b <= self.guidance_interval[1] * a
+                inside = (
+                    self.guidance_interval is None
+                    or self.guidance_interval[0] * a <= b <= self.guidance_interval[1] * a
+                )
                 y = classifier_free_guidance(model, x, torch.full((len(x),), t, device=x.device), label,
                           self.guidance_scale if inside else 1.0, self.guidance_rescale)
                 x0 = prediction_type.to_x0(y, x, a, b)
@@ -164,12 +183,14 @@ class Sampler:
         label: torch.Tensor,          # [B] long; on its device the images are made
         shape: tuple[int, ...],       # of one image, [C, H, W]
         seeds: Sequence[tuple[int, ...]],  # one per image, e.g. `(seed, index)`: its noise, whatever the batch
-        progress: Callable[[Iterator[SamplerStep]], Iterable[SamplerStep]] | None = None,  # e.g. a `tqdm` to iterate through
+        # e.g. a `tqdm` to iterate through
+        progress: Callable[[Iterator[SamplerStep]], Iterable[SamplerStep]] | None = None,
         **options,                    # `pairs`, `on_step`, `x`: as in `iterate`
     ) -> torch.Tensor:                # [B, C, H, W] in [−1, 1]
         "Images from noise: run the loop to its end."
         noise = NoiseStream(seeds, shape, label.device)
-        start = noise.draw(1)[0]  # drawn in any case, so that the noise of the steps is the same with and without an `x`
+        # drawn in any case, so that the noise of the steps is the same with and without an `x`
+        start = noise.draw(1)[0]
         x = options.pop("x", start)
         steps = self.iterate(model, diffusion, label, x, noise, **options)
         for step in steps if progress is None else progress(steps):
@@ -188,7 +209,9 @@ class DDIM(Sampler):
 
     def update(self, step, alpha_bar, alpha_bar_next, noise, state):
         variance = self.eta**2 * (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next)
-        x = (math.sqrt(alpha_bar_next) * step.x0).add_(step.eps, alpha=math.sqrt(max(1 - alpha_bar_next - variance, 0.0)))
+        x = (math.sqrt(alpha_bar_next) * step.x0).add_(
+            step.eps, alpha=math.sqrt(max(1 - alpha_bar_next - variance, 0.0))
+        )
         return x.add_(noise(), alpha=math.sqrt(variance)) if variance > 0 else x
 
 # %% ../../nbs/11_sampling.ipynb #a1ea5873
@@ -249,4 +272,7 @@ def sdedit_start(
     require_number("strength", strength, 0, 1)
     pairs = trailing_step_pairs(diffusion.timesteps, steps)
     pairs = pairs[min(round((1 - strength) * steps), steps - 1):]
-    return {"x": diffusion.q_sample(image, torch.full((len(image),), pairs[0][0], device=image.device), noise()), "pairs": pairs}
+    return {
+        "x": diffusion.q_sample(image, torch.full((len(image),), pairs[0][0], device=image.device), noise()),
+        "pairs": pairs,
+    }

@@ -40,9 +40,27 @@ def show_confusion(counts: torch.Tensor, class_names: list[str]) -> Figure:
         figure, axes = plt.subplots(figsize=(size + 0.8, size))
         drawn = axes.imshow(share, cmap="cividis", vmin=0, vmax=1)
         for row, column in (share >= 0.005).nonzero().tolist():
-            axes.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", size=7, color="white" if share[row, column] < 0.6 else "black")
-        axes.set(xlabel="taken for", ylabel="is", xticks=range(len(class_names)), yticks=range(len(class_names)), yticklabels=class_names)
-        axes.set_xticklabels(class_names, rotation=45 if max(map(len, class_names)) > 2 else 0, ha="right" if max(map(len, class_names)) > 2 else "center")
+            axes.text(
+                column,
+                row,
+                f"{100 * share[row, column]:.0f}",
+                ha="center",
+                va="center",
+                size=7,
+                color="white" if share[row, column] < 0.6 else "black",
+            )
+        axes.set(
+            xlabel="taken for",
+            ylabel="is",
+            xticks=range(len(class_names)),
+            yticks=range(len(class_names)),
+            yticklabels=class_names,
+        )
+        axes.set_xticklabels(
+            class_names,
+            rotation=45 if max(map(len, class_names)) > 2 else 0,
+            ha="right" if max(map(len, class_names)) > 2 else "center",
+        )
         figure.colorbar(drawn, ax=axes, label="share of the class")
     plt.close(figure)
     return figure
@@ -62,7 +80,9 @@ def show_predictions(
         figure, grid = plt.subplots(rows, columns, figsize=(0.95 * columns, 1.45 * rows), squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
-        for axes, image, label, said, sure in zip(grid.flat, images, labels.tolist(), predicted.tolist(), confidence.tolist()):
+        for axes, image, label, said, sure in zip(
+            grid.flat, images, labels.tolist(), predicted.tolist(), confidence.tolist()
+        ):
             draw_image(axes, image, f"{'' if said == label else '× '}{class_names[said]}\n{100 * sure:.0f} %")
             axes.title.set(size=7, color="black" if said == label else "#D55E00")
         figure.tight_layout(pad=0.3)
@@ -79,7 +99,11 @@ def routings_of(pipeline: ClassifierPipeline, inputs: torch.Tensor | dict[str, t
 
 def moe_layers(model: nn.Module) -> dict[str, MoE]:
     "The mixture-of-experts layers of a model under their names, in order; none in a dense one."
-    return {name.removeprefix("core.").removesuffix(".feed_forward"): module for name, module in model.named_modules() if isinstance(module, MoE)}
+    return {
+        name.removeprefix("core.").removesuffix(".feed_forward"): module
+        for name, module in model.named_modules()
+        if isinstance(module, MoE)
+    }
 
 # %% ../../nbs/57_evaluate_classifier.ipynb #9c49eef0
 def classify(
@@ -89,7 +113,12 @@ def classify(
     folder: Path | None = None,  # gets `confusion.png`, and for images `predictions.png`; None: no pictures
 ) -> dict:                       # numbers, and means as (value, low, high)
     "Judge a classifier on the test part, which neither training nor the choice of settings has seen."
-    require(isinstance(pipeline, ClassifierPipeline), f"classes from a {type(pipeline).__name__}", "a ClassifierPipeline", "What draws images is judged with evaluation=generate.")
+    require(
+        isinstance(pipeline, ClassifierPipeline),
+        f"classes from a {type(pipeline).__name__}",
+        "a ClassifierPipeline",
+        "What draws images is judged with evaluation=generate.",
+    )
     inputs, labels = data.split("test")
     probs = pipeline.predict(inputs)
     predicted = probs.argmax(dim=-1)
@@ -104,8 +133,16 @@ def classify(
         save_figure(show_load(load, list(moe_layers(pipeline.model)) or ["dense"]), folder / "routing.png")
         if torch.is_tensor(inputs) and inputs.ndim == 4:
             save_figure(show_predictions(inputs[:32], labels[:32], probs[:32], names), folder / "predictions.png")
-    return {"accuracy": accuracy.value, "accuracy_interval": accuracy[1:],
-            "accuracy_by_class": {name: bootstrap_mean(correct[labels == i]) for i, name in enumerate(names) if bool((labels == i).any())},
-            "confidence": float(probs.max(dim=-1).values.mean()), "test_size": len(labels),
-            "min_expert_load": float(load.min()), "expert_load": load.tolist(),
-            "flops": flops, "parameters": sum(p.numel() for p in pipeline.model.parameters())}
+    return {
+        "accuracy": accuracy.value,
+        "accuracy_interval": accuracy[1:],
+        "accuracy_by_class": {
+            name: bootstrap_mean(correct[labels == i]) for i, name in enumerate(names) if bool((labels == i).any())
+        },
+        "confidence": float(probs.max(dim=-1).values.mean()),
+        "test_size": len(labels),
+        "min_expert_load": float(load.min()),
+        "expert_load": load.tolist(),
+        "flops": flops,
+        "parameters": sum(p.numel() for p in pipeline.model.parameters()),
+    }

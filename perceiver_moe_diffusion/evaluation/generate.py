@@ -33,7 +33,10 @@ def routings_over_time(
     generator = torch.Generator().manual_seed(fold_seed(seed, Stream.ROUTING_NOISE))
     draw = pipeline.diffusion.sample_noise(len(images), images.shape[1:], generator)
     x_t = pipeline.diffusion.q_sample(images, draw.t, draw.eps)
-    parts = [pipeline.model(*part, return_routing=True)[1] for part in zip(x_t.split(250), draw.t.split(250), labels.split(250))]
+    parts = [
+        pipeline.model(*part, return_routing=True)[1]
+        for part in zip(x_t.split(250), draw.t.split(250), labels.split(250))
+    ]
     return [Routing(*map(torch.cat, zip(*layer))) for layer in zip(*parts)]
 
 # %% ../../nbs/56_evaluate.ipynb #43c1abf3
@@ -44,7 +47,10 @@ def measured_load(pipeline: GeneratorPipeline, data: DataModule, images: int = 5
 
 # %% ../../nbs/56_evaluate.ipynb #501a8397
 def measured_flops(pipeline: GeneratorPipeline, data: DataModule, images: int = 100, seed: int = 0) -> float:
-    "Floating-point operations of the model for one image at one noise level: the mean over images and levels, without guidance's second half."
+    """Floating-point operations of the model for one image at one noise level.
+
+    The mean over images and levels, without guidance's second half.
+    """
     inputs = random_examples(data, "test", images, seed)
     return count_flops(lambda: routings_over_time(pipeline, *inputs, seed)) / len(inputs[1])
 
@@ -62,13 +68,20 @@ def evaluate(
     classifier: SmallCNN | None = None,  # None: trained here on the training images
 ) -> dict:                           # numbers, and means as (value, low, high); `…_floor`: what real images score
     "Draw images, judge them. The classifier and the floors come from the same data module."
-    require(isinstance(pipeline, GeneratorPipeline), f"drawing images with a {type(pipeline).__name__}", "a Pipeline", "A classifier is judged with evaluation=classify.")
+    require(
+        isinstance(pipeline, GeneratorPipeline),
+        f"drawing images with a {type(pipeline).__name__}",
+        "a Pipeline",
+        "A classifier is judged with evaluation=classify.",
+    )
     started = time.perf_counter()
     classifier = train_classifier(data, classifier_steps, seed) if classifier is None else classifier
     guided_labels = torch.arange(data.num_classes).repeat_interleave(samples_per_class)
     guided = pipeline.sample(guided_labels, seed=fold_seed(seed, Stream.GUIDED_IMAGES), guidance_scale=guidance_scale)
     _, labels = random_examples(data, "test", max_fd_images, seed)
-    conditional = pipeline.sample(labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=fd_guidance_scale)
+    conditional = pipeline.sample(
+        labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=fd_guidance_scale
+    )
     load = measured_load(pipeline, data, seed=seed)
     if folder is not None:
         save_pictures(folder, pipeline, load.tolist(), seed=seed)
@@ -102,7 +115,9 @@ def save_pictures(
     scales: tuple[float, ...] = SCALES,
     seed: int = 0,
 ) -> None:
-    "`samples.png` (classes × guidance scales), `denoising.png` (from noise to an image), `routing.png` (load of the experts)."
+    """`samples.png` (classes × guidance scales), `denoising.png` (from noise to an image), `routing.png` (load of the
+    experts).
+    """
     save_figure(show_samples(pipeline, scales, seed), folder / "samples.png")
     save_figure(show_trajectory(pipeline.trajectory(0, seed=seed)), folder / "denoising.png")
     save_figure(show_load(torch.tensor(load)), folder / "routing.png")

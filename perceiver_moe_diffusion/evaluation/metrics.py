@@ -20,7 +20,10 @@ from ..data.module import DataModule
 
 # %% ../../nbs/55_metrics.ipynb #b54d882e
 class SmallCNN(nn.Module):
-    "The judge: a small convolutional classifier whose 64 penultimate features measure how alike two sets of images are."
+    """The judge.
+
+    A small convolutional classifier whose 64 penultimate features measure how alike two sets of images are.
+    """
 
     def __init__(self,
         image_shape: tuple[int, int, int],  # (C, H, W), at least 4×4 pixels
@@ -146,7 +149,7 @@ def is_copy(
 def within_class_diversity(
     features: torch.Tensor,  # [N, F]
     labels: torch.Tensor,    # [N]
-) -> torch.Tensor:           # [N] float64: for each image, its mean distance to the others of its class; 0 if it is alone
+) -> torch.Tensor:  # [N] float64: for each image, its mean distance to the others of its class; 0 if it is alone
     "How different the images of one class are."
     out = torch.zeros(len(labels), dtype=torch.float64)
     for label in labels.unique():
@@ -165,7 +168,11 @@ class FeatureSet(NamedTuple):
 
     @classmethod
     def of(cls, classifier: SmallCNN, images: torch.Tensor, labels: torch.Tensor) -> "FeatureSet":
-        require(len(images) == len(labels) >= 2, f"{len(images)} images with {len(labels)} labels", "2 or more images with a label each")
+        require(
+            len(images) == len(labels) >= 2,
+            f"{len(images)} images with {len(labels)} labels",
+            "2 or more images with a label each",
+        )
         return cls(images, labels, *classifier.judge(images))
 
     @property
@@ -191,7 +198,11 @@ def quality(
     "Every figure of quality, each with its floor: what *real* images score at the same number."
     guided, conditional = FeatureSet.of(classifier, *guided), FeatureSet.of(classifier, *conditional)
     n = len(conditional.labels)
-    require(n <= len(data.test_index), f"{n} images to compare with {len(data.test_index)} test images", "as many as there are test images, or fewer")
+    require(
+        n <= len(data.test_index),
+        f"{n} images to compare with {len(data.test_index)} test images",
+        "as many as there are test images, or fewer",
+    )
     test, train = (FeatureSet.of(classifier, *random_examples(data, name, n, seed)) for name in ("test", "train"))
     train_images, _ = data.split("train")
     density, coverage = density_coverage(test.features, conditional.features)
@@ -208,12 +219,16 @@ def quality(
         "fd": frechet_distance(conditional.features, test.features),
         "fd_floor": frechet_distance(train.features, test.features),
         "fd_images": n,
-        "density": density, "density_floor": density_floor,
-        "coverage": coverage, "coverage_floor": coverage_floor,
+        "density": density,
+        "density_floor": density_floor,
+        "coverage": coverage,
+        "coverage_floor": coverage_floor,
         "memorisation": bootstrap_mean(is_copy(near).double()),
         "memorisation_floor": bootstrap_mean(is_copy(near_real).double()),
         "nearest_distance": bootstrap_mean(near[:, 0]),
         "nearest_distance_floor": bootstrap_mean(near_real[:, 0]),
-        "diversity_s1": bootstrap_mean(within_class_diversity(conditional.features, conditional.labels) / real_diversity),
+        "diversity_s1": bootstrap_mean(
+            within_class_diversity(conditional.features, conditional.labels) / real_diversity
+        ),
         "diversity": bootstrap_mean(within_class_diversity(guided.features, guided.labels) / real_diversity),
     }

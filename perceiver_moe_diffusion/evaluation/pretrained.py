@@ -68,9 +68,15 @@ def load_judge(
         features, labels = weights.pop("test_features").double(), weights.pop("test_labels")
         classifier = SmallCNN(pipeline.model.input_shape, pipeline.model.num_classes)
         classifier.load_state_dict(weights)
-        require(len(features) == len(labels) and bool(features.isfinite().all()), f"{path} with features that do not fit their labels", "as many finite rows as labels")
+        require(
+            len(features) == len(labels) and bool(features.isfinite().all()),
+            f"{path} with features that do not fit their labels",
+            "as many finite rows as labels",
+        )
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold a judge for this model ({one_line(error)}). Install the package again.") from error
+        raise UserError(
+            f"{path} does not hold a judge for this model ({one_line(error)}). Install the package again."
+        ) from error
     return Judge(classifier.eval(), features, labels)
 
 # %% ../../nbs/59_pretrained.ipynb #0a40aeff
@@ -87,15 +93,22 @@ def remeasure(
     pipeline: GeneratorPipeline,
     judge: Judge,
     samples_per_class: int = 100,
-    images: int | None = None,  # at s = 1, and of the real ones they are compared with; None: as many as the judge has seen
+    # at s = 1, and of the real ones they are compared with; None: as many as the judge has seen
+    images: int | None = None,
     guidance_scale: float = 2.0,
     seed: int = 0,
 ) -> dict[str, Any]:            # under the names of `evaluate`
     "The figures of `evaluate` that need no training images, from the same images that it draws, or the first of them."
     judge = Judge(judge.classifier, judge.test_features[:images], judge.test_labels[:images])
     guided_labels = torch.arange(pipeline.model.num_classes).repeat_interleave(samples_per_class)
-    guided = judge.look(pipeline.sample(guided_labels, seed=fold_seed(seed, Stream.GUIDED_IMAGES), guidance_scale=guidance_scale), guided_labels)
-    conditional = judge.look(pipeline.sample(judge.test_labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=1.0), judge.test_labels)
+    guided = judge.look(
+        pipeline.sample(guided_labels, seed=fold_seed(seed, Stream.GUIDED_IMAGES), guidance_scale=guidance_scale),
+        guided_labels,
+    )
+    conditional = judge.look(
+        pipeline.sample(judge.test_labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=1.0),
+        judge.test_labels,
+    )
     density, coverage = density_coverage(judge.test_features, conditional.features)
     mean = bootstrap_mean(guided.correct)
     return {"conditional_accuracy": mean.value, "conditional_accuracy_interval": mean[1:],
@@ -104,7 +117,8 @@ def remeasure(
             "diversity": bootstrap_mean(within_class_diversity(guided.features, guided.labels) / judge.real_diversity)}
 
 # %% ../../nbs/59_pretrained.ipynb #3cff15bc
-PROVENANCE_KEYS = ("command", "seed", "train_seconds", "train_steps", "made")  # what a run's metrics.json says of its making
+# what a run's metrics.json says of its making
+PROVENANCE_KEYS = ("command", "seed", "train_seconds", "train_steps", "made")
 
 # %% ../../nbs/59_pretrained.ipynb #55d89efa
 def export_pretrained(
@@ -120,7 +134,10 @@ def export_pretrained(
     read_config(run / "config.json")
     trained = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     target.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.half() if tensor.dtype == torch.float32 else tensor for name, tensor in read_weights(run / "model.safetensors").items()}
+    weights = {
+        name: tensor.half() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in read_weights(run / "model.safetensors").items()
+    }
     with atomic_write(target / "model.safetensors") as file:
         save_file(weights, file, metadata={"format": "pt"})
     for name in ("config.json", "config.yaml"):
@@ -131,12 +148,20 @@ def export_pretrained(
     results = evaluate(pipeline, data, seed=seed, classifier=classifier, **evaluation)
     test, labels = random_examples(data, "test", results["fd_images"], seed)
     real, _ = classifier.judge(test)
-    slowly = GeneratorPipeline(pipeline.model, pipeline.diffusion, slow, pipeline.class_names).sample(labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=1.0)
-    results["fd_slow"] = {"sampler": type(slow).__name__, "steps": slow.steps, "fd": frechet_distance(classifier.judge(slowly)[0], real)}
+    slowly = GeneratorPipeline(pipeline.model, pipeline.diffusion, slow, pipeline.class_names).sample(
+        labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=1.0
+    )
+    results["fd_slow"] = {
+        "sampler": type(slow).__name__,
+        "steps": slow.steps,
+        "fd": frechet_distance(classifier.judge(slowly)[0], real),
+    }
     judge = {**classifier.state_dict(), "test_features": real.float(), "test_labels": labels}
     with atomic_write(target / "judge.safetensors") as file:
         save_file({name: tensor.contiguous() for name, tensor in judge.items()}, file, metadata={"format": "pt"})
-    quick = remeasure(pipeline, load_judge(target, pipeline), **QUICK, guidance_scale=results["guidance_scale"], seed=seed)
+    quick = remeasure(
+        pipeline, load_judge(target, pipeline), **QUICK, guidance_scale=results["guidance_scale"], seed=seed
+    )
     record = {**{name: trained[name] for name in PROVENANCE_KEYS}, **results, "quick": quick}
     with atomic_write(target / "record.json") as file:
         file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -8,8 +8,9 @@ __all__ = ['archive_run', 'read_results', 'seed_mean', 'means_by', 'table_of', '
 # %% ../../nbs/70_results.ipynb #2ae857db
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -52,14 +53,36 @@ def archive_run(
 ) -> Results:
     "Copy what a run found into `folder`, as it stands."
     run, folder = Path(run), Path(folder)
-    kind = next((kind for kind in ("sweep", "metrics") if (run / f"{kind}.csv").is_file() and (run / f"{kind}.json").is_file()), None)
-    require(kind is not None, f"run={run}", "the folder of a finished run or sweep of pmd-train (it holds metrics.csv and metrics.json, or sweep.csv and sweep.json)")
+    kind = next(
+        (kind for kind in ("sweep", "metrics") if (run / f"{kind}.csv").is_file() and (run / f"{kind}.json").is_file()),
+        None,
+    )
+    require(kind is not None, f"run={run}", "the folder of a finished run or sweep of pmd-train (it holds metrics.csv "
+                                            "and metrics.json, or sweep.csv and sweep.json)")
     told = json.loads((run / f"{kind}.json").read_text(encoding="utf-8"))
-    facts = {"command": told["command"], "seconds": told.get("seconds", told.get("train_seconds")), "made": told["made"],
-             **({} if kind == "sweep" else {"results": {key: value for key, value in told.items() if isinstance(value, (int, float)) or key.endswith("interval")}})}
+    facts = {
+        "command": told["command"],
+        "seconds": told.get("seconds", told.get("train_seconds")),
+        "made": told["made"],
+        **(
+            {}
+            if kind == "sweep"
+            else {
+                "results": {
+                    key: value
+                    for key, value in told.items()
+                    if isinstance(value, (int, float)) or key.endswith("interval")
+                }
+            }
+        ),
+    }
     rows = read_table(run / f"{kind}.csv")
     if columns:
-        rows = [{key: value for key, value in row.items() if key in columns} for row in rows if set(row) & set(columns) - {"step"}]
+        rows = [
+            {key: value for key, value in row.items() if key in columns}
+            for row in rows
+            if set(row) & set(columns) - {"step"}
+        ]
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / f"{name}.csv", rows)
     write_json(folder / f"{name}.json", facts)
@@ -71,7 +94,9 @@ def read_results(name: str, folder: Path | str = RESULTS) -> Results:
     folder = Path(folder)
     names = sorted(path.stem for path in folder.glob("*.csv"))
     require(name in names, f"results {name!r}", ", ".join(names) or f"none, since {folder} holds no results")
-    return Results(read_table(folder / f"{name}.csv"), json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+    return Results(
+        read_table(folder / f"{name}.csv"), json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    )
 
 # %% ../../nbs/70_results.ipynb #b6bf635b
 def provenance_line(results: Results) -> str:
@@ -99,8 +124,13 @@ def means_by(
     names = [by] if isinstance(by, str) else list(by)
     key = lambda row: row[names[0]] if isinstance(by, str) else tuple(row[name] for name in names)
     settings = dict.fromkeys(key(row) for row in rows)
-    found = {setting: {column: [row[column] for row in rows if key(row) == setting and column in row] for column in columns} for setting in settings}
-    return {setting: {column: seed_mean(values) for column, values in of.items() if values} for setting, of in found.items()}
+    found = {
+        setting: {column: [row[column] for row in rows if key(row) == setting and column in row] for column in columns}
+        for setting in settings
+    }
+    return {
+        setting: {column: seed_mean(values) for column, values in of.items() if values} for setting, of in found.items()
+    }
 
 
 def table_of(
@@ -113,11 +143,20 @@ def table_of(
         if mean is None:
             return "—"
         number = lambda value: f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-        return number(mean.value) if number(mean.low) == number(mean.high) or np.isnan(mean.low) else f"{number(mean.value)} [{number(mean.low)}, {number(mean.high)}]"
+        return (
+            number(mean.value)
+            if number(mean.low) == number(mean.high) or np.isnan(mean.low)
+            else f"{number(mean.value)} [{number(mean.low)}, {number(mean.high)}]"
+        )
 
     lines = [["", *names.values()]]
     for setting, of in compared.items():
-        lines.append([" ".join(map(str, setting)) if isinstance(setting, tuple) else str(setting), *(cell(of.get(column)) for column in names)])
+        lines.append(
+            [
+                " ".join(map(str, setting)) if isinstance(setting, tuple) else str(setting),
+                *(cell(of.get(column)) for column in names),
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
 
@@ -131,16 +170,35 @@ def show_comparison(
     "Means with intervals, and the seeds beside them; a panel for each column."
     compared = means_by(rows, by, list(columns))
     key = lambda row: row[by] if isinstance(by, str) else tuple(row[name] for name in by)
-    labels = [(names or {}).get(setting, " ".join(map(str, setting)) if isinstance(setting, tuple) else str(setting)) for setting in compared]
+    labels = [
+        (names or {}).get(setting, " ".join(map(str, setting)) if isinstance(setting, tuple) else str(setting))
+        for setting in compared
+    ]
     with house_style():
-        figure, grid = plt.subplots(1, len(columns), figsize=(3.1 * len(columns) + 0.8, 0.38 * len(compared) + 1.0), sharey=True, squeeze=False)
+        figure, grid = plt.subplots(
+            1, len(columns), figsize=(3.1 * len(columns) + 0.8, 0.38 * len(compared) + 1.0), sharey=True, squeeze=False
+        )
         for axes, (column, label) in zip(grid[0], columns.items()):
             for place, (setting, of) in enumerate(compared.items()):
                 if column not in of:
                     continue
                 value, low, high = of[column]
-                axes.plot([row[column] for row in rows if key(row) == setting and column in row], [place] * sum(key(row) == setting and column in row for row in rows), "o", ms=3, color="0.6")
-                axes.errorbar(value, place, xerr=None if np.isnan(low) else [[value - low], [high - value]], fmt="o", ms=6, capsize=3, color="#0072B2")
+                axes.plot(
+                    [row[column] for row in rows if key(row) == setting and column in row],
+                    [place] * sum(key(row) == setting and column in row for row in rows),
+                    "o",
+                    ms=3,
+                    color="0.6",
+                )
+                axes.errorbar(
+                    value,
+                    place,
+                    xerr=None if np.isnan(low) else [[value - low], [high - value]],
+                    fmt="o",
+                    ms=6,
+                    capsize=3,
+                    color="#0072B2",
+                )
             axes.set(xlabel=label, yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
         figure.tight_layout()
     plt.close(figure)

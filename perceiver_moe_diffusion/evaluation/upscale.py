@@ -44,17 +44,40 @@ def upscale_quality(
     model, (truth, labels) = pipeline.model, random_examples(data, "test", max_images, seed)
     classifier = train_classifier(data, classifier_steps, seed) if classifier is None else classifier
     small = model.shrink(truth)
-    made, plain, real = (FeatureSet.of(classifier, images, labels) for images in (pipeline.upscale(small, fold_seed(seed, Stream.UPSCALED_IMAGES)), model.enlarge(small), truth))
+    made, plain, real = (
+        FeatureSet.of(classifier, images, labels)
+        for images in (pipeline.upscale(small, fold_seed(seed, Stream.UPSCALED_IMAGES)), model.enlarge(small), truth)
+    )
     few = small[:100]
-    level, none = torch.arange(len(few)) * pipeline.diffusion.timesteps // len(few), torch.full((len(few),), model.null_label)
+    level, none = (
+        torch.arange(len(few)) * pipeline.diffusion.timesteps // len(few),
+        torch.full((len(few),), model.null_label),
+    )
     flops = count_flops(lambda: ConditionedUpscaler(model, few)(torch.zeros_like(truth[:100]), level, none)) / len(few)
     if folder is not None:
         columns = torch.stack([plain.images[:8], made.images[:8], truth[:8]], dim=1).flatten(0, 1)
-        save_figure(show_grid(columns, 3, [data.data.class_names[i] for i in labels[:8].tolist()], ["bicubic", "model", "real"]), folder / "upscaled.png")
+        save_figure(
+            show_grid(
+                columns, 3, [data.data.class_names[i] for i in labels[:8].tolist()], ["bicubic", "model", "real"]
+            ),
+            folder / "upscaled.png",
+        )
     results = {}
     for name, judged in (("", made), ("_bicubic", plain)):
         decibels, correct = bootstrap_mean(psnr(judged.images, truth)), bootstrap_mean(judged.correct)
-        results |= {f"psnr{name}": decibels.value, f"psnr{name}_interval": decibels[1:], f"fd{name}": frechet_distance(judged.features, real.features),
-                    f"accuracy{name}": correct.value, f"accuracy{name}_interval": correct[1:]}
-    return {**results, "accuracy_real": bootstrap_mean(real.correct).value, "images": len(labels), "steps": pipeline.sampler.steps, "fd_guidance_scale": 0.0,
-            "flops_per_step": flops, "parameters": sum(p.numel() for p in model.parameters())}
+        results |= {
+            f"psnr{name}": decibels.value,
+            f"psnr{name}_interval": decibels[1:],
+            f"fd{name}": frechet_distance(judged.features, real.features),
+            f"accuracy{name}": correct.value,
+            f"accuracy{name}_interval": correct[1:],
+        }
+    return {
+        **results,
+        "accuracy_real": bootstrap_mean(real.correct).value,
+        "images": len(labels),
+        "steps": pipeline.sampler.steps,
+        "fd_guidance_scale": 0.0,
+        "flops_per_step": flops,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }

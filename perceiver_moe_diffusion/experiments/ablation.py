@@ -6,7 +6,8 @@
 __all__ = ['matched_costs', 'main_effects', 'show_effects']
 
 # %% ../../nbs/76_ablation.ipynb #fd8255cd
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -24,41 +25,60 @@ from ..pipelines.generate import GeneratorPipeline
 from ..runs.build import build_run, make_pipeline
 
 # %% ../../nbs/76_ablation.ipynb #1032da43
-def feed_forward_costs(pipeline: GeneratorPipeline, data: DataModule, images: int = 100, seed: int = 0) -> dict[str, dict[str, float]]:
+def feed_forward_costs(
+    pipeline: GeneratorPipeline, data: DataModule, images: int = 100, seed: int = 0
+) -> dict[str, dict[str, float]]:
     "Weights of each feed-forward layer, and its operations for one image at one noise level, the router's included."
     layers = {name: module for name, module in pipeline.model.named_modules() if name.endswith("feed_forward")}
     given: dict[str, list] = {name: [] for name in layers}
-    hooks = [layer.register_forward_hook(lambda module, inputs, output, name=name: given[name].append(inputs)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_hook(lambda module, inputs, output, name=name: given[name].append(inputs))
+        for name, layer in layers.items()
+    ]
     try:
         routings_over_time(pipeline, *random_examples(data, "test", images, seed), seed)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: {"parameters": sum(p.numel() for p in layer.parameters()), "flops": count_flops(lambda: [layer(*inputs) for inputs in given[name]]) / images}
-            for name, layer in layers.items()}
+    return {
+        name: {
+            "parameters": sum(p.numel() for p in layer.parameters()),
+            "flops": count_flops(lambda: [layer(*inputs) for inputs in given[name]]) / images,
+        }
+        for name, layer in layers.items()
+    }
 
 # %% ../../nbs/76_ablation.ipynb #82fb0589
 def matched_costs(
     configs: Mapping[str, DictConfig],         # name -> a configuration of a denoiser, from `load_config`
-) -> dict[str, dict[str, dict[str, float]]]:   # name -> layer, or \"total\" -> parameters and flops, of an image and a step
+# name -> layer, or \"total\" -> parameters and flops, of an image and a step
+) -> dict[str, dict[str, dict[str, float]]]:
     "What models cost that are to be compared: layer by layer, and in all."
     costs = {}
     for name, config in configs.items():
         data, module = build_run(config)
         pipeline = make_pipeline(config, module.model, data)
-        total = {"parameters": sum(p.numel() for p in pipeline.model.parameters()), "flops": measured_flops(pipeline, data)}
+        total = {
+            "parameters": sum(p.numel() for p in pipeline.model.parameters()),
+            "flops": measured_flops(pipeline, data),
+        }
         costs[name] = {**feed_forward_costs(pipeline, data), "total": total}
     return costs
 
 # %% ../../nbs/76_ablation.ipynb #bc5cc38c
 def cost_table(
-    costs: Mapping[str, Mapping[str, Mapping[str, float]]],  # from `matched_costs`; the first model is what the others are divided by
+    # from `matched_costs`; the first model is what the others are divided by
+    costs: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> str:
     "Parameters and thousands of operations of each layer, and the share of the first model's."
     first = next(iter(costs.values()))
-    lines = [f"{'':<36}" + "".join(f"{name:>34}" for name in costs), f"{'':<36}" + f"{'parameters':>14}{'10³ operations':>20}" * len(costs)]
+    lines = [
+        f"{'':<36}" + "".join(f"{name:>34}" for name in costs),
+        f"{'':<36}" + f"{'parameters':>14}{'10³ operations':>20}" * len(costs),
+    ]
     for layer in first:
-        cells = [f"{of[layer]['parameters']:>14,d}{of[layer]['flops'] / 1e3:>12,.1f} ({of[layer]['flops'] / first[layer]['flops']:.3f})" for of in costs.values()]
+        cells = [f"{of[layer]['parameters']:>14,d}{of[layer]['flops'] / 1e3:>12,.1f} "
+                 f"({of[layer]['flops'] / first[layer]['flops']:.3f})" for of in costs.values()]
         lines.append(f"{layer:<36}" + "".join(cells))
     return "\n".join(lines)
 
@@ -69,15 +89,28 @@ def main_effects(
     column: str,                        # what is measured
     same: Sequence[str] = ("seed",),    # what the runs of a pair must share beside the other factors
 ) -> dict[str, Mean]:                   # factor -> mean difference, second level minus first
-    "The main effect of each factor of a two-level design, over pairs of runs that differ in it alone (Box, Hunter & Hunter 2005, ch. 5)."
+    """The main effect of each factor of a two-level design, over pairs of runs that differ in it alone (Box, Hunter &
+    Hunter 2005, ch. 5).
+    """
     effects = {}
     for factor in factors:
         levels = list(dict.fromkeys(row[factor] for row in rows))
-        require(len(levels) == 2, f"the factor {factor} with {len(levels)} levels ({', '.join(map(str, levels))})", "two levels")
+        require(
+            len(levels) == 2,
+            f"the factor {factor} with {len(levels)} levels ({', '.join(map(str, levels))})",
+            "two levels",
+        )
         others = [*(name for name in factors if name != factor), *same]
-        first, second = ({tuple(row[name] for name in others): row[column] for row in rows if row[factor] == level and column in row} for level in levels)
+        first, second = (
+            {tuple(row[name] for name in others): row[column] for row in rows if row[factor] == level and column in row}
+            for level in levels
+        )
         pairs = [second[key] - value for key, value in first.items() if key in second]
-        require(len(pairs) >= 1, f"the effect of {factor} on {column} without a pair of runs", f"runs that differ in {factor} alone")
+        require(
+            len(pairs) >= 1,
+            f"the effect of {factor} on {column} without a pair of runs",
+            f"runs that differ in {factor} alone",
+        )
         effects[factor] = seed_mean(pairs)
     return effects
 
@@ -92,7 +125,11 @@ def show_grid_of(
 ) -> Figure:
     "A number for each pair of two settings, as a map; a place without a run stays empty."
     xs, ys = (sorted({row[name] for row in rows}) for name in (across, down))
-    at = {(x, y): [row[column] for row in rows if (row[across], row[down]) == (x, y) and column in row] for x in xs for y in ys}
+    at = {
+        (x, y): [row[column] for row in rows if (row[across], row[down]) == (x, y) and column in row]
+        for x in xs
+        for y in ys
+    }
     values = [[sum(at[x, y]) / len(at[x, y]) if at[x, y] else float("nan") for x in xs] for y in ys]
     with house_style():
         figure, axes = plt.subplots(figsize=(1.1 * len(xs) + 2.2, 0.7 * len(ys) + 1.0), layout="constrained")
@@ -100,8 +137,17 @@ def show_grid_of(
         middle = sum(drawn.get_clim()) / 2
         for (j, line), i in ((pair, i) for pair in enumerate(values) for i in range(len(xs))):
             if line[i] == line[i]:
-                axes.text(i, j, f"{line[i]:.{digits}g}", ha="center", va="center", color="white" if line[i] < middle else "black")
-        axes.set(xlabel=across, ylabel=down, xticks=range(len(xs)), yticks=range(len(ys)), xticklabels=xs, yticklabels=ys)
+                axes.text(
+                    i,
+                    j,
+                    f"{line[i]:.{digits}g}",
+                    ha="center",
+                    va="center",
+                    color="white" if line[i] < middle else "black",
+                )
+        axes.set(
+            xlabel=across, ylabel=down, xticks=range(len(xs)), yticks=range(len(ys)), xticklabels=xs, yticklabels=ys
+        )
         figure.colorbar(drawn, ax=axes, label=label)
     plt.close(figure)
     return figure
@@ -113,12 +159,16 @@ def show_effects(
 ) -> Figure:
     "Main effects with their intervals; what touches the line of zero has not been shown to do anything."
     with house_style():
-        figure, grid = plt.subplots(1, len(effects), figsize=(2.7 * len(effects) + 1.2, 0.4 * len(names) + 1.0), sharey=True, squeeze=False)
+        figure, grid = plt.subplots(
+            1, len(effects), figsize=(2.7 * len(effects) + 1.2, 0.4 * len(names) + 1.0), sharey=True, squeeze=False
+        )
         for axes, (label, of) in zip(grid[0], effects.items()):
             axes.axvline(0, color="0.5", linewidth=1)
             for place, factor in enumerate(names):
                 value, low, high = of[factor]
-                axes.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", ms=6, capsize=3, color="#0072B2")
+                axes.errorbar(
+                    value, place, xerr=[[value - low], [high - value]], fmt="o", ms=6, capsize=3, color="#0072B2"
+                )
             axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names.values(), ylim=(len(names) - 0.5, -0.5))
         figure.tight_layout()
     plt.close(figure)

@@ -6,8 +6,9 @@
 __all__ = ['expert_kinds', 'classify_experts', 'routing_map', 'show_routing']
 
 # %% ../../nbs/74_dmmoe.ipynb #6cfb9b69
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib import pyplot as plt
@@ -42,9 +43,13 @@ def show_influence(
 ) -> Figure:
     "What each answer depends on, as a share of the largest; white: on nothing at all."
     with house_style():
-        figure, grid = plt.subplots(1, len(maps), figsize=(1.45 * len(maps) + 1.0, 1.9), squeeze=False, layout="constrained")
+        figure, grid = plt.subplots(
+            1, len(maps), figsize=(1.45 * len(maps) + 1.0, 1.9), squeeze=False, layout="constrained"
+        )
         for axes, (name, values) in zip(grid[0], maps.items()):
-            drawn = axes.imshow(values.masked_fill(values == 0, torch.nan) / values.max(), cmap="cividis", norm=LogNorm(1e-4, 1))
+            drawn = axes.imshow(
+                values.masked_fill(values == 0, torch.nan) / values.max(), cmap="cividis", norm=LogNorm(1e-4, 1)
+            )
             axes.set_title(name, size=8)
             axes.set(xticks=[], yticks=[])
         figure.colorbar(drawn, ax=grid, label="influence")
@@ -62,15 +67,23 @@ def expert_kinds(layer: MoE) -> list[str]:  # a name per expert
 def expert_costs(
     layer: MoE,
     x: torch.Tensor,         # [B, N, dim] tokens
-) -> list[dict[str, Any]]:   # per expert: its kind, parameters, the rows that it got, operations in all and for each of its rows
+# per expert: its kind, parameters, the rows that it got, operations in all and for each of its rows
+) -> list[dict[str, Any]]:
     "What each expert of a layer really computes for these tokens."
     rows, costs = x.flatten(0, 1), []
     index = layer.router(rows).expert_ids
     for number, (kind, expert) in enumerate(zip(expert_kinds(layer), layer.experts)):
         where = (index == number).any(dim=1).nonzero().flatten()
         flops = count_flops(lambda: expert(rows[where], where, sequence=x))
-        costs.append({"kind": kind, "parameters": sum(p.numel() for p in expert.parameters()), "rows": len(where), "flops": flops,
-                      "flops_per_row": flops / max(1, len(where))})
+        costs.append(
+            {
+                "kind": kind,
+                "parameters": sum(p.numel() for p in expert.parameters()),
+                "rows": len(where),
+                "flops": flops,
+                "flops_per_row": flops / max(1, len(where)),
+            }
+        )
     return costs
 
 # %% ../../nbs/74_dmmoe.ipynb #31a2604b
@@ -82,8 +95,11 @@ def classify_experts(
 ) -> dict:                       # what `classify` finds, and "load_LAYER_KIND" of each expert: 1 is a uniform share
     "Judge a classifier on the test part; the load of each expert stands under its kind."
     results = classify(pipeline, data, seed, folder)
-    loads = {f"load_{number}_{kind}": load for number, (layer, shares) in enumerate(zip(moe_layers(pipeline.model).values(), results["expert_load"]))
-             for kind, load in zip(expert_kinds(layer), shares)}
+    loads = {
+        f"load_{number}_{kind}": load
+        for number, (layer, shares) in enumerate(zip(moe_layers(pipeline.model).values(), results["expert_load"]))
+        for kind, load in zip(expert_kinds(layer), shares)
+    }
     return {**results, **loads}
 
 # %% ../../nbs/74_dmmoe.ipynb #86c20ae8
@@ -104,10 +120,19 @@ def show_routing(
     names: Sequence[str],   # of the experts
 ) -> Figure:
     "A row per image: the image, then the weight of each expert over the grid."
-    require(maps.shape[:2] == (len(images), len(names)), f"{len(images)} images and {len(names)} names for maps of shape {list(maps.shape)}",
-            "a map for each image and a name for each expert")
+    require(
+        maps.shape[:2] == (len(images), len(names)),
+        f"{len(images)} images and {len(names)} names for maps of shape {list(maps.shape)}",
+        "a map for each image and a name for each expert",
+    )
     with house_style():
-        figure, grid = plt.subplots(len(images), len(names) + 1, figsize=(0.95 * len(names) + 2.0, 0.9 * len(images) + 0.4), squeeze=False, layout="constrained")
+        figure, grid = plt.subplots(
+            len(images),
+            len(names) + 1,
+            figsize=(0.95 * len(names) + 2.0, 0.9 * len(images) + 0.4),
+            squeeze=False,
+            layout="constrained",
+        )
         for (first, *others), image, weights in zip(grid, images, maps):
             draw_image(first, image, "")
             for axes, weight in zip(others, weights):
@@ -125,21 +150,38 @@ def show_loads(
     compared: Mapping[Any, Mapping[str, Mean]],   # setting -> "load_LAYER_KIND" -> mean over seeds, from `compare`
 ) -> Figure:
     "The load of each kind of expert, with its interval, in a panel for each layer; the dashed line is a uniform share."
-    columns = list(dict.fromkeys(column for means in compared.values() for column in means if column.startswith("load_")))
-    require(len(columns) >= 1, "a figure of loads of no experts", "runs judged by evaluation=experts; a dense model has no experts")
+    columns = list(
+        dict.fromkeys(column for means in compared.values() for column in means if column.startswith("load_"))
+    )
+    require(
+        len(columns) >= 1,
+        "a figure of loads of no experts",
+        "runs judged by evaluation=experts; a dense model has no experts",
+    )
     layers = list(dict.fromkeys(column.split("_")[1] for column in columns))
     with house_style():
-        figure, panels = plt.subplots(1, len(layers), figsize=(3.2 * len(layers) + 2.0, 2.6), sharey=True, squeeze=False, layout="constrained")
+        figure, panels = plt.subplots(
+            1, len(layers), figsize=(3.2 * len(layers) + 2.0, 2.6), sharey=True, squeeze=False, layout="constrained"
+        )
         for axes, layer in zip(panels[0], layers):
             names = [column for column in columns if column.split("_")[1] == layer]
             for number, (setting, means) in enumerate(compared.items()):
                 places = [i + 0.7 * ((number + 0.5) / len(compared) - 0.5) for i in range(len(names))]
                 values, lows, highs = zip(*(means[name] for name in names))
-                errors = [[value - low for value, low in zip(values, lows)], [high - value for value, high in zip(values, highs)]]
+                errors = [
+                    [value - low for value, low in zip(values, lows)],
+                    [high - value for value, high in zip(values, highs)],
+                ]
                 axes.errorbar(places, values, yerr=errors, fmt="osD^vP"[number % 6], ms=5, capsize=2, label=setting)
             axes.axhline(1, color="0.3", linestyle="--", linewidth=1)
-            axes.set(title=f"layer {int(layer) + 1}", xticks=range(len(names)), xticklabels=[name.split("_", 2)[2] for name in names], xlabel="expert")
-        panels[0, 0].set(ylabel="load ÷ uniform load", ylim=(0, None))  # after all panels have drawn: they share the axis
+            axes.set(
+                title=f"layer {int(layer) + 1}",
+                xticks=range(len(names)),
+                xticklabels=[name.split("_", 2)[2] for name in names],
+                xlabel="expert",
+            )
+        # after all panels have drawn: they share the axis
+        panels[0, 0].set(ylabel="load ÷ uniform load", ylim=(0, None))
         panels[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     plt.close(figure)
     return figure

@@ -6,8 +6,8 @@
 __all__ = ['tokens_by_expert', 'judge_questions']
 
 # %% ../../nbs/75_dmmoe_text.ipynb #cef3d6d7
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import torch
 from matplotlib import pyplot as plt
@@ -27,8 +27,11 @@ from ..pipelines.classify import ClassifierPipeline
 def modality_of_rows(
     preprocess: nn.Module,              # a `MultiModalPreprocessor`
     inputs: Mapping[str, torch.Tensor], # a batch
-) -> torch.Tensor:                      # [R] long: the place of its modality in `inputs`, for every token that is not masked
-    "Which modality each routed row belongs to: a mixture on the inputs routes the tokens that are not masked, in their order."
+) -> torch.Tensor:  # [R] long: the place of its modality in `inputs`, for every token that is not masked
+    """Which modality each routed row belongs to.
+
+    A mixture on the inputs routes the tokens that are not masked, in their order.
+    """
     _, mask = preprocess(inputs)
     lengths = [preprocess.one(name, value[:1], None)[0].shape[1] for name, value in inputs.items()]
     return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).expand(len(mask), -1)[mask.cpu()]
@@ -40,12 +43,21 @@ def tokens_by_expert(
     inputs: Mapping[str, torch.Tensor], # a batch
 ) -> dict[str, torch.Tensor]:           # modality -> [input layers, E] long
     "How many times the tokens of each modality were sent to each expert."
-    require(len(model.core.input_layers) > 0, "a model without input layers", "one with model.input_depth=1 or more", "Latents mix the modalities: their tokens belong to none.")
+    require(
+        len(model.core.input_layers) > 0,
+        "a model without input layers",
+        "one with model.input_depth=1 or more",
+        "Latents mix the modalities: their tokens belong to none.",
+    )
     rows, (_, routings) = modality_of_rows(model.preprocess, inputs), model(inputs, return_routing=True)
     counted = []
     for routing in routings[:len(model.core.input_layers)]:
         E = routing.logits.shape[1]
-        counted.append(torch.bincount((rows[:, None] * E + routing.expert_ids.cpu()).flatten(), minlength=len(inputs) * E).view(len(inputs), E))
+        counted.append(
+            torch.bincount((rows[:, None] * E + routing.expert_ids.cpu()).flatten(), minlength=len(inputs) * E).view(
+                len(inputs), E
+            )
+        )
     return dict(zip(inputs, torch.stack(counted, dim=1)))
 
 # %% ../../nbs/75_dmmoe_text.ipynb #7720158f
@@ -58,20 +70,44 @@ def split_between(
 
 # %% ../../nbs/75_dmmoe_text.ipynb #68700192
 def show_modalities(
-    shares: Mapping[str, Mapping[str, Sequence]],  # name of a model -> modality -> for each input layer [E] shares, or `Mean`s of them
+    # name of a model -> modality -> for each input layer [E] shares, or `Mean`s of them
+    shares: Mapping[str, Mapping[str, Sequence]],
     experts: Sequence[str],                        # their names
 ) -> Figure:
     "A panel for each model and input layer: the share of each modality's tokens that each expert gets."
-    colours, layers = ["#0072B2", "#E69F00", "#009E73"], max(len(layer) for of in shares.values() for layer in of.values())
+    colours, layers = (
+        ["#0072B2", "#E69F00", "#009E73"],
+        max(len(layer) for of in shares.values() for layer in of.values()),
+    )
     with house_style():
-        figure, grid = plt.subplots(len(shares), layers, figsize=(3.4 * layers + 0.4, 1.9 * len(shares) + 0.4), sharex=True, sharey=True, squeeze=False)
+        figure, grid = plt.subplots(
+            len(shares),
+            layers,
+            figsize=(3.4 * layers + 0.4, 1.9 * len(shares) + 0.4),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+        )
         for row, (name, of) in zip(grid, shares.items()):
             for layer, axes in enumerate(row):
                 for i, (modality, share) in enumerate(of.items()):
-                    means = [value if isinstance(value, Mean) else Mean(float(value), float(value), float(value)) for value in share[layer]]
-                    spread = [[max(0.0, getattr(mean, end) * sign + mean.value * -sign) for mean in means] for end, sign in (("low", -1), ("high", 1))]
-                    axes.bar([place + (i - (len(of) - 1) / 2) * 0.36 for place in range(len(experts))], [mean.value for mean in means], width=0.34,
-                             color=colours[i], label=modality, yerr=spread if any(map(any, spread)) else None, capsize=2)
+                    means = [
+                        value if isinstance(value, Mean) else Mean(float(value), float(value), float(value))
+                        for value in share[layer]
+                    ]
+                    spread = [
+                        [max(0.0, getattr(mean, end) * sign + mean.value * -sign) for mean in means]
+                        for end, sign in (("low", -1), ("high", 1))
+                    ]
+                    axes.bar(
+                        [place + (i - (len(of) - 1) / 2) * 0.36 for place in range(len(experts))],
+                        [mean.value for mean in means],
+                        width=0.34,
+                        color=colours[i],
+                        label=modality,
+                        yerr=spread if any(map(any, spread)) else None,
+                        capsize=2,
+                    )
                 axes.axhline(1 / len(experts), ls=":", color="0.3", lw=1)
                 axes.set(title=f"{name}, input layer {layer + 1}", xticks=range(len(experts)), ylim=(0, 1))
                 axes.set_xticklabels(experts, rotation=20)
@@ -88,7 +124,10 @@ def accuracy_by_kind(
 ) -> dict[str, Mean]:
     "The share of right answers to each kind of question."
     kinds = [data.data.kinds[number] for number in data.data.question[data.test_index].tolist()]
-    return {kind: bootstrap_mean(correct[torch.tensor([k == kind for k in kinds])].double()) for kind in dict.fromkeys(data.data.kinds)}
+    return {
+        kind: bootstrap_mean(correct[torch.tensor([k == kind for k in kinds])].double())
+        for kind in dict.fromkeys(data.data.kinds)
+    }
 
 # %% ../../nbs/75_dmmoe_text.ipynb #949e2a6a
 def judge_questions(
@@ -96,16 +135,30 @@ def judge_questions(
     data: DataModule,       # of a `QuestionSet`
     seed: int = 0,
     folder: Path | None = None,  # gets the pictures of `classify`, and `modalities.png`
-) -> dict:                       # what `classify` finds, the accuracy of each kind of question, and the routing of each modality
+) -> dict:  # what `classify` finds, the accuracy of each kind of question, and the routing of each modality
     "Judge a model that answers questions about images, on the test part."
     inputs, labels = data.split("test")
     by_kind = accuracy_by_kind(pipeline.predict(inputs).argmax(dim=-1) == labels, data)
     few, _ = random_examples(data, "test", 500, seed)
-    counts, experts = tokens_by_expert(pipeline.model, few), expert_kinds(pipeline.model.core.input_layers[0].feed_forward)
-    shares = {name: (count / count.sum(dim=1, keepdim=True)).tolist() for name, count in counts.items() if count.sum() > 0}  # what is not shown has no tokens
+    counts, experts = (
+        tokens_by_expert(pipeline.model, few),
+        expert_kinds(pipeline.model.core.input_layers[0].feed_forward),
+    )
+    # what is not shown has no tokens
+    shares = {
+        name: (count / count.sum(dim=1, keepdim=True)).tolist() for name, count in counts.items() if count.sum() > 0
+    }
     if folder is not None:
         save_figure(show_modalities({"trained": shares}, experts), folder / "modalities.png")
-    return {**classify(pipeline, data, seed, folder), **{f"accuracy_{kind}": mean.value for kind, mean in by_kind.items()},
-            **{f"accuracy_{kind}_interval": mean[1:] for kind, mean in by_kind.items()},
-            **{f"share_{name}_{layer + 1}_{expert}": value for name, of in shares.items() for layer, row in enumerate(of) for expert, value in zip(experts, row)},
-            **({"split_between": float(split_between(*counts.values()).mean())} if len(shares) == 2 else {})}
+    return {
+        **classify(pipeline, data, seed, folder),
+        **{f"accuracy_{kind}": mean.value for kind, mean in by_kind.items()},
+        **{f"accuracy_{kind}_interval": mean[1:] for kind, mean in by_kind.items()},
+        **{
+            f"share_{name}_{layer + 1}_{expert}": value
+            for name, of in shares.items()
+            for layer, row in enumerate(of)
+            for expert, value in zip(experts, row)
+        },
+        **({"split_between": float(split_between(*counts.values()).mean())} if len(shares) == 2 else {}),
+    }

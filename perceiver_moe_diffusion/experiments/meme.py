@@ -6,8 +6,9 @@
 __all__ = ['denoiser_costs', 'removed_spectrum', 'by_noise']
 
 # %% ../../nbs/73_meme.ipynb #d1127ecc
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib import pyplot as plt
@@ -41,7 +42,10 @@ def denoiser_costs(
 
 # %% ../../nbs/73_meme.ipynb #3c42aca2
 def frequency_rings(size: int) -> torch.Tensor:
-    "[H, W] long: the number of the ring of equal frequency that each cell of a Fourier transform lies in; the corners belong to the last."
+    """[H, W] long: the number of the ring of equal frequency that each cell of a Fourier transform lies in.
+
+    The corners belong to the last.
+    """
     f = torch.fft.fftfreq(size) * size
     return (f[:, None] ** 2 + f[None, :] ** 2).sqrt().round().long().clamp(max=size // 2)
 
@@ -107,12 +111,16 @@ def show_removed(
 
 
 def high_minus_low(curve: torch.Tensor) -> float:
-    "The share removed of the upper half of the rings − that of the lower half: 1 for a low-pass filter, −1 for a high-pass one, 0 for neither."
+    """The share removed of the upper half of the rings − that of the lower half.
+
+    1 for a low-pass filter, −1 for a high-pass one, 0 for neither.
+    """
     half = len(curve) // 2
     return float(curve[-half:].mean() - curve[:half].mean())
 
 # %% ../../nbs/73_meme.ipynb #24e397c1
-ARCHITECTURES = ("convolution", "mostly convolution", "mostly attention", "attention")  # of MEME's experts, from clean to noisy
+# of MEME's experts, from clean to noisy
+ARCHITECTURES = ("convolution", "mostly convolution", "mostly attention", "attention")
 
 
 def show_tilt(
@@ -142,7 +150,9 @@ def loss_by_interval(
 ) -> list[float]:            # one per interval
     "The loss of a denoiser in each part of the noise levels, its labels shown."
     def of(part: int) -> float:
-        draw = diffusion.sample_noise(len(images), images.shape[1:], torch.Generator().manual_seed(fold_seed(seed, Stream.INTERVAL_NOISE, part)))
+        draw = diffusion.sample_noise(
+            len(images), images.shape[1:], torch.Generator().manual_seed(fold_seed(seed, Stream.INTERVAL_NOISE, part))
+        )
         t = (draw.t + part * diffusion.timesteps) // intervals
         return float(diffusion.loss(model, images, labels, LossNoise(t, draw.eps, torch.zeros_like(draw.dropped)))[0])
     return [of(part) for part in range(intervals)]
@@ -162,19 +172,32 @@ def by_noise(
         losses = loss_by_interval(expert, diffusion, images, labels, seed=seed)
         middles = [(2 * part + 1) * diffusion.timesteps // 8 for part in range(4)]
         tilts = [high_minus_low(removed_spectrum(expert, diffusion, images, labels, t, seed)) for t in middles]
-        results |= {f"{name}_{number}_{part}": value for name, values in (("loss", losses), ("tilt", tilts)) for part, value in enumerate(values)}
+        results |= {
+            f"{name}_{number}_{part}": value
+            for name, values in (("loss", losses), ("tilt", tilts))
+            for part, value in enumerate(values)
+        }
     return results
 
 # %% ../../nbs/73_meme.ipynb #0d4ad2b4
 def show_by_noise(
-    losses: Mapping[str, Sequence[Mean]],  # expert -> its loss in each part of the noise levels, in percent against the mean of all experts
+    # expert -> its loss in each part of the noise levels, in percent against the mean of all experts
+    losses: Mapping[str, Sequence[Mean]],
 ) -> Figure:
     "Which expert is good at which noise."
     with house_style():
         figure, axes = plt.subplots(figsize=(5.6, 3.0))
         for number, ((name, means), style) in enumerate(zip(losses.items(), "osD^")):
             places = [part + 0.12 * (number - (len(losses) - 1) / 2) for part in range(len(means))]
-            axes.errorbar(places, [m.value for m in means], [[m.value - m.low for m in means], [m.high - m.value for m in means]], fmt=style, ms=5, capsize=3, label=name)
+            axes.errorbar(
+                places,
+                [m.value for m in means],
+                [[m.value - m.low for m in means], [m.high - m.value for m in means]],
+                fmt=style,
+                ms=5,
+                capsize=3,
+                label=name,
+            )
         axes.axhline(0, color="0.6", lw=1)
         axes.set(xticks=range(len(means)), xticklabels=[f"part {part + 1}" for part in range(len(means))],
                  xlabel="noise levels, from clean to noisy", ylabel="loss against the mean (%)")
@@ -191,4 +214,7 @@ def relative_losses(
     experts: int = 4,                   # how many there are
 ) -> list[float]:                       # percent, one per seed
     "An expert's loss against the mean of all experts in the same run: they saw the same images and the same noise."
-    return [100 * (row[f"loss_{expert}_{part}"] * experts / sum(row[f"loss_{e}_{part}"] for e in range(experts)) - 1) for row in rows]
+    return [
+        100 * (row[f"loss_{expert}_{part}"] * experts / sum(row[f"loss_{e}_{part}"] for e in range(experts)) - 1)
+        for row in rows
+    ]

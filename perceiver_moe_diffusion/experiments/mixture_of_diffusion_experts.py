@@ -6,9 +6,9 @@
 __all__ = ['grow', 'save_grown', 'JudgeGrowth']
 
 # %% ../../nbs/72_mixture_of_diffusion_experts.ipynb #ad4205dd
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
 
 import torch
 from matplotlib import pyplot as plt
@@ -49,11 +49,15 @@ def show_experts(
 ) -> Figure:
     "Which class goes to which experts, a panel for each table."
     with house_style():
-        figure, grid = plt.subplots(1, len(weights), figsize=(4.0 * len(weights), 2.0), sharey=True, squeeze=False, layout="constrained")
+        figure, grid = plt.subplots(
+            1, len(weights), figsize=(4.0 * len(weights), 2.0), sharey=True, squeeze=False, layout="constrained"
+        )
         for axes, (title, table) in zip(grid[0], weights.items()):
             drawn = axes.imshow(table.T, cmap="cividis", vmin=0, vmax=1, aspect="auto")
             names = [*class_names, "none"][:len(table) - 1] + ["none"]
-            axes.set(title=title, xlabel="class", xticks=range(len(table)), xticklabels=names, yticks=range(table.shape[1]))
+            axes.set(
+                title=title, xlabel="class", xticks=range(len(table)), xticklabels=names, yticks=range(table.shape[1])
+            )
         grid[0, 0].set_ylabel("expert")
         figure.colorbar(drawn, ax=grid[0].tolist(), label="weight")
     plt.close(figure)
@@ -63,15 +67,30 @@ def show_experts(
 def grow(
     old: GeneratorPipeline,  # of a mixture with a `LabelRouter`; it is left as it is
     new: GeneratorPipeline,  # of a denoiser for the new classes
-) -> GeneratorPipeline:      # of the mixture with the new denoiser as one more expert: its classes are the old ones, then the new ones
+# of the mixture with the new denoiser as one more expert: its classes are the old ones, then the new ones
+) -> GeneratorPipeline:
     "A mixture that has learned new classes, and gives what it gave before for the old ones."
     routed = isinstance(old.model, MixtureOfDenoisers) and isinstance(old.model.router, LabelRouter)
-    require(routed, f"growing a {type(old.model).__name__}", "a mixture of denoisers with a router on the class", "Train one with experiment=mixture_of_diffusion_experts.")
+    require(
+        routed,
+        f"growing a {type(old.model).__name__}",
+        "a mixture of denoisers with a router on the class",
+        "Train one with experiment=mixture_of_diffusion_experts.",
+    )
     a, b = old.diffusion, new.diffusion
-    same = a.prediction_type == b.prediction_type and a.alpha_bar.shape == b.alpha_bar.shape and torch.equal(a.alpha_bar, b.alpha_bar)
-    require(same and old.model.input_shape == new.model.input_shape, "an expert for other images, another noise schedule or another prediction type",
-            "an expert that was trained with the data shape and the diffusion settings of the mixture")
-    return GeneratorPipeline(add_expert(old.model, new.model), old.diffusion, old.sampler, [*old.class_names, *new.class_names])
+    same = (
+        a.prediction_type == b.prediction_type
+        and a.alpha_bar.shape == b.alpha_bar.shape
+        and torch.equal(a.alpha_bar, b.alpha_bar)
+    )
+    require(
+        same and old.model.input_shape == new.model.input_shape,
+        "an expert for other images, another noise schedule or another prediction type",
+        "an expert that was trained with the data shape and the diffusion settings of the mixture",
+    )
+    return GeneratorPipeline(
+        add_expert(old.model, new.model), old.diffusion, old.sampler, [*old.class_names, *new.class_names]
+    )
 
 
 def save_grown(
@@ -80,26 +99,56 @@ def save_grown(
     old: Path | str,      # the run folder of the mixture that has grown
     new: Path | str,      # the run folder of its new expert
 ) -> None:
-    "Write a grown mixture, to be drawn from and to be grown again like any other model: its settings are those of its two halves."
+    """Write a grown mixture, to be drawn from and to be grown again like any other model.
+
+    Its settings are those of its two halves.
+    """
     mixture, expert = (read_config(Path(run) / "config.json") for run in (old, new))
     known, total = mixture["model"]["num_classes"], grown.model.num_classes
-    wrapped = lambda denoiser, classes: {"class": "ForClasses", "partial": True, "denoiser": {**denoiser, "partial": True}, "classes": list(classes)}
-    experts = [*(wrapped(denoiser, range(known)) for denoiser in mixture["model"]["experts"]), wrapped(expert["model"], range(known, total))]
-    config = {"model": {**mixture["model"], "num_classes": total, "experts": experts}, "diffusion": mixture["diffusion"], "sampler": mixture["sampler"]}
+    wrapped = lambda denoiser, classes: {
+        "class": "ForClasses",
+        "partial": True,
+        "denoiser": {**denoiser, "partial": True},
+        "classes": list(classes),
+    }
+    experts = [
+        *(wrapped(denoiser, range(known)) for denoiser in mixture["model"]["experts"]),
+        wrapped(expert["model"], range(known, total)),
+    ]
+    config = {
+        "model": {**mixture["model"], "num_classes": total, "experts": experts},
+        "diffusion": mixture["diffusion"],
+        "sampler": mixture["sampler"],
+    }
     save_pipeline(folder, grown.model, config, grown.class_names, mixture["levels"])
 
 # %% ../../nbs/72_mixture_of_diffusion_experts.ipynb #ae003486
-def judge_drawn(judge: SmallCNN, pipeline: GeneratorPipeline, first: int, real: FeatureSet, class_names: list[str], scale: float, seed: int) -> tuple[torch.Tensor, dict]:
-    "Images for the labels of real ones (class 0 of the pipeline is class `first` there), and what the judge says of them."
+def judge_drawn(
+    judge: SmallCNN,
+    pipeline: GeneratorPipeline,
+    first: int,
+    real: FeatureSet,
+    class_names: list[str],
+    scale: float,
+    seed: int,
+) -> tuple[torch.Tensor, dict]:
+    """Images for the labels of real ones (class 0 of the pipeline is class `first` there), and what the judge says of
+    them.
+    """
     drawn = FeatureSet.of(judge, pipeline.sample(real.labels - first, seed=seed, guidance_scale=scale), real.labels)
-    spread = within_class_diversity(drawn.features, drawn.labels).mean() / within_class_diversity(real.features, real.labels).mean()
+    spread = (
+        within_class_diversity(drawn.features, drawn.labels).mean()
+        / within_class_diversity(real.features, real.labels).mean()
+    )
     accuracy = {f"accuracy_{name}": mean.value for name, mean in accuracy_table(drawn, class_names).items()}
     return drawn.images, {**accuracy, "fd": frechet_distance(drawn.features, real.features), "diversity": float(spread)}
 
 # %% ../../nbs/72_mixture_of_diffusion_experts.ipynb #c297ec95
 @dataclass
 class JudgeGrowth:
-    "Add what was trained to a mixture that is there already, and judge the old classes before and after, and the new ones with and without it."
+    """Add what was trained to a mixture that is there already, and judge the old classes before and after, and the new
+    ones with and without it.
+    """
     mixture: Path | str            # the run folder of the mixture; read, and so checked, before anything is trained
     whole: DataModule         # of the old classes, then the new ones
     guidance_scale: float = 2.0    # beside s = 1
@@ -113,18 +162,35 @@ class JudgeGrowth:
     def __call__(self,
         pipeline: GeneratorPipeline,            # the new expert: what was trained
         data: DataModule,         # of the new classes, which it was trained on
-        folder: Path | None = None,    # its run folder; gets `samples.png` of the grown mixture, and the mixture itself as `grown`; None: neither
+        # its run folder; gets `samples.png` of the grown mixture, and the mixture itself as `grown`; None: neither
+        folder: Path | None = None,
     ) -> dict:                         # numbers, named WHAT_GROUP_WHO_sSCALE
         grown, known, names = grow(self.old, pipeline), self.old.model.num_classes, self.whole.data.class_names
-        require(grown.class_names == names, f"classes {', '.join(grown.class_names)}", f"{', '.join(names)}: those of the mixture, then those of the new expert")
+        require(
+            grown.class_names == names,
+            f"classes {', '.join(grown.class_names)}",
+            f"{', '.join(names)}: those of the mixture, then those of the new expert",
+        )
         judge = train_classifier(self.whole, self.classifier_steps, self.seed)
         images, labels = random_examples(self.whole, "test", self.max_images, self.seed)
         results, change = {}, 0.0
-        for group, mine, who, alone, first in (("old", labels < known, "before", self.old, 0), ("new", labels >= known, "alone", pipeline, known)):
+        for group, mine, who, alone, first in (
+            ("old", labels < known, "before", self.old, 0),
+            ("new", labels >= known, "alone", pipeline, known),
+        ):
             real = FeatureSet.of(judge, images[mine], labels[mine])
             for scale in (1.0, self.guidance_scale):
-                pairs = [judge_drawn(judge, model, start, real, names, scale, fold_seed(self.seed, Stream.CONDITIONAL_IMAGES)) for model, start in ((alone, first), (grown, 0))]
-                results |= {f"{what}_{group}_{name}_s{scale:g}": value for name, (_, said) in zip((who, "after"), pairs) for what, value in said.items()}
+                pairs = [
+                    judge_drawn(
+                        judge, model, start, real, names, scale, fold_seed(self.seed, Stream.CONDITIONAL_IMAGES)
+                    )
+                    for model, start in ((alone, first), (grown, 0))
+                ]
+                results |= {
+                    f"{what}_{group}_{name}_s{scale:g}": value
+                    for name, (_, said) in zip((who, "after"), pairs)
+                    for what, value in said.items()
+                }
                 change = max(change, float((pairs[0][0] - pairs[1][0]).abs().max())) if group == "old" else change
         if folder is not None:
             save_figure(show_samples(grown, seed=self.seed), folder / "samples.png")

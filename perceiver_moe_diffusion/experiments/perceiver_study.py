@@ -18,4 +18,7 @@ def classifier_costs(
 ) -> dict[str, int]:
     "Parameters, and floating-point operations for one image."
     net = net.eval()
-    return {"parameters": sum(p.numel() for p in net.parameters()), "flops": count_flops(lambda: net(torch.zeros(2, *image_shape))) // 2}
+    return {
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "flops": count_flops(lambda: net(torch.zeros(2, *image_shape))) // 2,
+    }

@@ -7,10 +7,11 @@ __all__ = ['record_attention', 'read_by_latents', 'read_by_queries', 'show_laten
 
 # %% ../../nbs/67_attention_maps.ipynb #414566dc
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import cycle
-from typing import Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
 import ipywidgets
 import torch
@@ -51,10 +52,16 @@ def attention_weights(
 @contextmanager
 def record_attention(
     module: nn.Module,  # an `Attention`, or anything that holds some
-) -> Iterator[dict[str, list[torch.Tensor]]]:  # name of the layer in `module` ("" for itself) -> weights [B, H, Q, M] of each call
-    "Keep the weights of every attention layer that runs inside the `with` block. The module computes what it always does."
+# name of the layer in `module` ("" for itself) -> weights [B, H, Q, M] of each call
+) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Keep the weights of every attention layer that runs inside the `with` block.
+
+    The module computes what it always does.
+    """
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Attention)}
-    require(bool(layers), f"a {type(module).__name__} without attention", "a module that is, or holds, an Attention layer")
+    require(
+        bool(layers), f"a {type(module).__name__} without attention", "a module that is, or holds, an Attention layer"
+    )
     recorded = {name: [] for name in layers}
 
     def keep(name: str, layer: Attention, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
@@ -76,7 +83,11 @@ def weights_in(
 ) -> torch.Tensor:                              # [B, H, who reads, what is read]
     "The weights of one layer in one call of the denoiser."
     model, labels = pipeline.model, pipeline.labels(labels)
-    require(isinstance(getattr(model, "core", None), PerceiverIO), f"attention maps of a {type(model).__name__}", "a Denoiser with a PerceiverIO as its core")
+    require(
+        isinstance(getattr(model, "core", None), PerceiverIO),
+        f"attention maps of a {type(model).__name__}",
+        "a Denoiser with a PerceiverIO as its core",
+    )
     require(len(labels) == len(x_t), f"{len(labels)} labels for {len(x_t)} images", "as many of each")
     level = torch.full((len(x_t),), checked_index("t", t, pipeline.diffusion.timesteps))
     with record_attention(model.core.get_submodule(name)) as recorded:
@@ -152,7 +163,9 @@ def show_latent_maps(
     maps, patches = as_maps(weights.mean(dim=0), image.shape) * weights.shape[-1], entropy(weights).exp().mean(dim=0)
     rows = -(-(len(maps) + 1) // columns)
     with house_style():
-        figure, grid = plt.subplots(rows, columns, figsize=(1.15 * columns + 0.9, 1.3 * rows), layout="constrained", squeeze=False)
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(1.15 * columns + 0.9, 1.3 * rows), layout="constrained", squeeze=False
+        )
         all_axes = grid.flatten()
         draw_image(all_axes[0], image, "x_t")
         for i, (axes, map_) in enumerate(zip(all_axes[1:], maps)):
@@ -176,14 +189,21 @@ def show_query_reading(
     rows, columns = patch_grid(image.shape, queries)
     height, width = image.shape[1] // rows, image.shape[2] // columns
     with house_style():
-        colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # a name such as C0 would be looked up only when the figure is shown
+        # a name such as C0 would be looked up only when the figure is shown
+        colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.4), width_ratios=[1, 3], layout="constrained")
         draw_image(left, image, "x_t")
         hide_axes([left])
         for place, colour in zip(places, cycle(colours)):
             corner = (place % columns * width - 0.5, place // columns * height - 0.5)
             left.add_patch(plt.Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=2.5))
-        shown = right.imshow((latents * weights.mean(dim=0)[places]).numpy(), cmap="cividis", vmin=0, aspect="auto", interpolation="nearest")
+        shown = right.imshow(
+            (latents * weights.mean(dim=0)[places]).numpy(),
+            cmap="cividis",
+            vmin=0,
+            aspect="auto",
+            interpolation="nearest",
+        )
         right.set_xticks(range(latents), [*map(str, range(latents - 1)), "c"])
         right.set_yticks(range(len(places)), [f"patch {place}" for place in places])
         for label, colour in zip(right.get_yticklabels(), cycle(colours)):
@@ -209,12 +229,19 @@ def show_levels(
     latents = [checked_index("latent", latent, count, f" ({count - 1} is the condition)") for latent in latents]
     maps = as_maps(tokens * weights.mean(dim=1)[:, latents], image.shape)
     with house_style():
-        figure, grid = plt.subplots(len(levels), len(latents) + 1, figsize=(1.15 * len(latents) + 2.3, 1.25 * len(levels) + 0.2),
-                                    layout="constrained", squeeze=False)
+        figure, grid = plt.subplots(
+            len(levels),
+            len(latents) + 1,
+            figsize=(1.15 * len(latents) + 2.3, 1.25 * len(levels) + 0.2),
+            layout="constrained",
+            squeeze=False,
+        )
         for row, x, t, of_level in zip(grid, x_t, levels, maps):
             draw_image(row[0], x[0], f"x_t, t={t}")
             for axes, map_, latent in zip(row[1:], of_level, latents):
-                shown = axes.imshow(map_.numpy(), cmap="cividis", vmin=0, vmax=maps.max().item(), interpolation="nearest")
+                shown = axes.imshow(
+                    map_.numpy(), cmap="cividis", vmin=0, vmax=maps.max().item(), interpolation="nearest"
+                )
                 axes.set_title(latent_name(latent, count), fontsize=8)
         hide_axes(grid.flatten())
         figure.colorbar(shown, ax=grid, label="weight × M", shrink=0.7)
@@ -242,7 +269,9 @@ def reading_over_time(
     for t in levels:
         x_t = noised_images(pipeline, images, t, seed)
         latents, queries = read_by_latents(pipeline, x_t, t, labels), read_by_queries(pipeline, x_t, t, labels)
-        rows.append((entropy(latents).exp().mean(), entropy(queries).exp().mean(), queries[..., -1].mean() * queries.shape[-1]))
+        rows.append(
+            (entropy(latents).exp().mean(), entropy(queries).exp().mean(), queries[..., -1].mean() * queries.shape[-1])
+        )
     return Reading(list(levels), *(torch.tensor(column).tolist() for column in zip(*rows)))
 
 # %% ../../nbs/67_attention_maps.ipynb #b6dd49f0
@@ -260,15 +289,22 @@ def attention_figure(
     reads, asked = read_by_latents(pipeline, x_t, t, label)[0], read_by_queries(pipeline, x_t, t, label)[0]
     heads, count, tokens = reads.shape
     latent = checked_index("latent", latent, count, f" ({count - 1} is the condition)")
-    of_heads, asked_of = as_maps(tokens * reads[:, latent], x_t.shape[1:]), as_maps(count * asked[..., latent].mean(dim=0), x_t.shape[1:])
+    of_heads, asked_of = (
+        as_maps(tokens * reads[:, latent], x_t.shape[1:]),
+        as_maps(count * asked[..., latent].mean(dim=0), x_t.shape[1:]),
+    )
     with house_style():
         figure, all_axes = plt.subplots(1, heads + 2, figsize=(1.9 * (heads + 2) + 0.8, 2.2), layout="constrained")
         draw_image(all_axes[0], x_t[0], f"x_t, t={int(t)}, {pipeline.class_names[label]}")
         for head, (axes, map_) in enumerate(zip(all_axes[1:], of_heads)):
-            shown = axes.imshow(map_.numpy(), cmap="cividis", vmin=0, vmax=of_heads.max().item(), interpolation="nearest")
+            shown = axes.imshow(
+                map_.numpy(), cmap="cividis", vmin=0, vmax=of_heads.max().item(), interpolation="nearest"
+            )
             axes.set_title(f"{latent_name(latent, count)} reads, head {head}", fontsize=9)
         figure.colorbar(shown, ax=all_axes[heads], label="weight × M")
-        shown = all_axes[-1].imshow(asked_of.numpy(), cmap="viridis", vmin=0, vmax=max(2.0, asked_of.max().item()), interpolation="nearest")
+        shown = all_axes[-1].imshow(
+            asked_of.numpy(), cmap="viridis", vmin=0, vmax=max(2.0, asked_of.max().item()), interpolation="nearest"
+        )
         all_axes[-1].set_title("is read here", fontsize=9)
         figure.colorbar(shown, ax=all_axes[-1], label="weight × (L+1)")
         hide_axes(all_axes)
@@ -286,7 +322,9 @@ def attention_explorer(
     controls = {
         "latent": ipywidgets.IntSlider(value=0, min=0, max=len(pipeline.model.core.latents), description="latent"),
         "t": ipywidgets.IntSlider(value=levels // 2, min=0, max=levels - 1, description="t", layout={"width": "60%"}),
-        "label": ipywidgets.Dropdown(options=[(name, i) for i, name in enumerate(pipeline.class_names)], description="class"),
+        "label": ipywidgets.Dropdown(
+            options=[(name, i) for i, name in enumerate(pipeline.class_names)], description="class"
+        ),
         "seed": ipywidgets.IntText(value=0, description="noise seed"),
     }
     return LiveFigure(partial(attention_figure, pipeline, images), controls)
@@ -297,10 +335,15 @@ def read_by_the_question(
     images: torch.Tensor,  # [N, C, H, W]
 ) -> torch.Tensor:         # [N, rows, columns]; each map adds up to 1
     "How much the question reads of each place, by way of the latents: answer × first reading, means over heads."
-    require(isinstance(model.core, PerceiverIO), f"attention maps of a {type(model.core).__name__}", "a classifier with a PerceiverIO as its core")
+    require(
+        isinstance(model.core, PerceiverIO),
+        f"attention maps of a {type(model.core).__name__}",
+        "a classifier with a PerceiverIO as its core",
+    )
     with record_attention(model.core) as recorded:
         model(images)
-    answer, reading = (recorded[name][0].mean(dim=1) for name in ("decoder.attention", "stages.0.read.attention"))  # [N, 1, L], [N, L, M]
+    # [N, 1, L], [N, L, M]
+    answer, reading = (recorded[name][0].mean(dim=1) for name in ("decoder.attention", "stages.0.read.attention"))
     return as_maps((answer @ reading).squeeze(1), model.input_shape)
 
 

@@ -7,9 +7,9 @@ __all__ = ['log_snr', 'forward_figure', 'forward_explorer']
 
 # %% ../../nbs/68_forward_process.ipynb #b49a61be
 import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
-from typing import Callable, Mapping, Sequence
 
 import ipywidgets
 import torch
@@ -39,7 +39,11 @@ def snr_curves(
     schedules: Mapping[str, Callable[[int], torch.Tensor]] = SCHEDULES,  # name -> schedule(T) -> ᾱ [T]
 ) -> dict[tuple[str, bool], torch.Tensor]:                             # (name, zero_snr) -> log SNR [T]
     "The curve of each schedule, as it is and with zero terminal SNR."
-    return {(name, zero): log_snr(Diffusion(timesteps, schedule, zero).alpha_bar) for name, schedule in schedules.items() for zero in (False, True)}
+    return {
+        (name, zero): log_snr(Diffusion(timesteps, schedule, zero).alpha_bar)
+        for name, schedule in schedules.items()
+        for zero in (False, True)
+    }
 
 # %% ../../nbs/68_forward_process.ipynb #49ece5b1
 FLOOR = -14.0  # of the axis; a lower log SNR, −inf among them, is drawn here
@@ -53,12 +57,20 @@ def draw_curves(
 ) -> None:
     "Log SNR over t/T: a colour for each schedule, dashed with zero terminal SNR."
     names = dict.fromkeys(name for name, _ in curves)
-    colours = dict(zip(names, cycle(plt.rcParams["axes.prop_cycle"].by_key()["color"])))  # C0 would be looked up only when the figure is shown
+    # C0 would be looked up only when the figure is shown
+    colours = dict(zip(names, cycle(plt.rcParams["axes.prop_cycle"].by_key()["color"])))
     for (name, zero), curve in curves.items():
         share = torch.arange(len(curve)) / len(curve)
         colour, stands_out = colours[name], (name, zero) == chosen
-        axes.plot(share, curve.clamp(min=FLOOR), "--" if zero else "-", color=colour, linewidth=2.5 if stands_out else 1,
-                  alpha=1 if stands_out else 0.6, label=name + ", zero SNR" * zero)
+        axes.plot(
+            share,
+            curve.clamp(min=FLOOR),
+            "--" if zero else "-",
+            color=colour,
+            linewidth=2.5 if stands_out else 1,
+            alpha=1 if stands_out else 0.6,
+            label=name + ", zero SNR" * zero,
+        )
         if bool((curve < FLOOR).any()):
             axes.plot(share[-1:], [FLOOR], "v", color=colour, markersize=5, clip_on=False)
     axes.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
@@ -92,20 +104,31 @@ def ingredients(
     x0 = x0.unsqueeze(0)
     eps = torch.randn(x0.shape, generator=generator)
     a, b = diffusion.rates(level, x0)
-    targets = {f"target {name}": prediction_type.target(x0, eps, a, b) for name, prediction_type in zip(("ε", "x0", "v"), PredictionType)}
-    return {name: part[0] for name, part in {"x0": x0, "ε": eps, "x_t": diffusion.q_sample(x0, level, eps), **targets}.items()}
+    targets = {
+        f"target {name}": prediction_type.target(x0, eps, a, b)
+        for name, prediction_type in zip(("ε", "x0", "v"), PredictionType)
+    }
+    return {
+        name: part[0]
+        for name, part in {"x0": x0, "ε": eps, "x_t": diffusion.q_sample(x0, level, eps), **targets}.items()
+    }
 
 # %% ../../nbs/68_forward_process.ipynb #f9289f08
 def show_strip(
     x0: torch.Tensor,                                                  # [C, H, W] in [−1, 1]
-    shares: Sequence[float] = (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1),  # of the way from level 0 to level T−1
+    # of the way from level 0 to level T−1
+    shares: Sequence[float] = (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1),
     seed: int = 0,
     timesteps: int = 1000,                                             # T
     schedules: Mapping[str, Callable[[int], torch.Tensor]] = SCHEDULES,
 ) -> Figure:
     "x_t for each schedule, with and without zero terminal SNR (rows), at a few levels (columns)."
     levels = [round(share * (timesteps - 1)) for share in shares]
-    rows = {name + ", zero SNR" * zero: Diffusion(timesteps, schedule, zero) for name, schedule in schedules.items() for zero in (False, True)}
+    rows = {
+        name + ", zero SNR" * zero: Diffusion(timesteps, schedule, zero)
+        for name, schedule in schedules.items()
+        for zero in (False, True)
+    }
     images = [ingredients(diffusion, x0, t, seed)["x_t"] for diffusion in rows.values() for t in levels]
     return show_grid(torch.stack(images), len(levels), list(rows), [f"t={t}" for t in levels], cell=0.6)
 
@@ -146,13 +169,26 @@ def forward_figure(
     parts = ingredients(diffusion, images[checked_index("index", index, len(images))], t, seed)
     t, curves, chosen = int(t), snr_curves(timesteps, schedules), (schedule, bool(zero_snr))
     with house_style():
-        figure, all_axes = plt.subplot_mosaic([["x0", "eps", "x_t", "snr"], ["y_eps", "y_x0", "y_v", "snr"]], figsize=(8.6, 3.1),
-                                              width_ratios=[1, 1, 1, 2.8], layout="constrained")
+        figure, all_axes = plt.subplot_mosaic(
+            [["x0", "eps", "x_t", "snr"], ["y_eps", "y_x0", "y_v", "snr"]],
+            figsize=(8.6, 3.1),
+            width_ratios=[1, 1, 1, 2.8],
+            layout="constrained",
+        )
         axes = all_axes.pop("snr")
         draw_images(list(all_axes.values()), parts)
         draw_curves(axes, curves, chosen)
-        axes.plot([t / timesteps], [curves[chosen][t].clamp(min=FLOOR)], "o", color="black", markersize=9, markerfacecolor="none",
-                  markeredgewidth=2, clip_on=False, label=f"t ({BELOW})")
+        axes.plot(
+            [t / timesteps],
+            [curves[chosen][t].clamp(min=FLOOR)],
+            "o",
+            color="black",
+            markersize=9,
+            markerfacecolor="none",
+            markeredgewidth=2,
+            clip_on=False,
+            label=f"t ({BELOW})",
+        )
         axes.set_title(describe_level(t, float(diffusion.alpha_bar[t])), fontsize=9, loc="left")
         axes.legend(frameon=False, fontsize=7, loc="upper right", ncols=2)
     plt.close(figure)
@@ -167,8 +203,12 @@ def forward_explorer(
 ) -> LiveFigure:
     "`forward_figure` with its controls."
     controls = {
-        "t": ipywidgets.IntSlider(value=timesteps // 3, min=0, max=timesteps - 1, description="t", layout={"width": "60%"}),
-        "schedule": ipywidgets.Dropdown(options=list(schedules), value=list(schedules)[min(1, len(schedules) - 1)], description="schedule"),
+        "t": ipywidgets.IntSlider(
+            value=timesteps // 3, min=0, max=timesteps - 1, description="t", layout={"width": "60%"}
+        ),
+        "schedule": ipywidgets.Dropdown(
+            options=list(schedules), value=list(schedules)[min(1, len(schedules) - 1)], description="schedule"
+        ),
         "zero_snr": ipywidgets.Checkbox(value=False, description="zero terminal SNR"),
         "index": ipywidgets.IntText(value=index, description="image"),
         "seed": ipywidgets.IntText(value=0, description="seed"),

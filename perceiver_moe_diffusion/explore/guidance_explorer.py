@@ -8,9 +8,10 @@ __all__ = ['SamplingRequest', 'run_request', 'guidance_strip', 'GuidanceExplorer
 # %% ../../nbs/63_guidance_explorer.ipynb #dd248d7c
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, NamedTuple
+from typing import NamedTuple
 
 import ipywidgets
 import torch
@@ -26,7 +27,8 @@ from ..image_grid import png_grid
 from ..pipelines.generate import GeneratorPipeline
 
 # %% ../../nbs/63_guidance_explorer.ipynb #db79e29b
-SAMPLERS: Mapping[str, Sampler] = {"DPM-Solver++": DPMSolverPP(), "DDIM": DDIM(), "DDPM": DDPM()}  # what is offered unless you give others
+# what is offered unless you give others
+SAMPLERS: Mapping[str, Sampler] = {"DPM-Solver++": DPMSolverPP(), "DDIM": DDIM(), "DDPM": DDPM()}
 
 # %% ../../nbs/63_guidance_explorer.ipynb #b001d5ac
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class SamplingRequest:
 
     def settings(self) -> dict:
         "What the sampler is told."
-        return {name: value for name, value in asdict(self).items() if name.startswith("guidance")} | {"steps": self.steps}
+        return {name: value for name, value in asdict(self).items() if name.startswith("guidance")} | {
+            "steps": self.steps
+        }
 
 # %% ../../nbs/63_guidance_explorer.ipynb #ee734f81
 class SamplingProgress(NamedTuple):
@@ -86,7 +90,9 @@ def quality_of(drawing: SamplingProgress, judge: Judge) -> Quality:
     "Judge a drawing."
     seen = judge.look(drawing.images, drawing.labels)
     compared = len(drawing.labels) > len(drawing.labels.unique())
-    diversity = float(within_class_diversity(seen.features, seen.labels).mean()) / judge.real_diversity if compared else None
+    diversity = (
+        float(within_class_diversity(seen.features, seen.labels).mean()) / judge.real_diversity if compared else None
+    )
     return Quality(bootstrap_mean(seen.correct), diversity)
 
 
@@ -111,28 +117,46 @@ def guidance_strip(
         diversity = "" if numbers.diversity is None else f", diversity {numbers.diversity:.2f}"
         rows.append(drawing.images[:drawing.columns])
         names.append(f"s={scale:g} (w={scale - 1:g})\naccuracy {numbers.accuracy.value:.2f}{diversity}")
-    return show_grid(torch.cat(rows), drawing.columns, names, pipeline.class_names if wish.label is None else (), cell=0.75)
+    return show_grid(
+        torch.cat(rows), drawing.columns, names, pipeline.class_names if wish.label is None else (), cell=0.75
+    )
 
 # %% ../../nbs/63_guidance_explorer.ipynb #ed5a832d
 ALL = -1  # the choice of every class, in a menu where None would mean that nothing is chosen
 
 
-def controls_for(pipeline: GeneratorPipeline, samplers: Mapping[str, Sampler], wish: SamplingRequest) -> dict[str, ipywidgets.Widget]:
+def controls_for(
+    pipeline: GeneratorPipeline, samplers: Mapping[str, Sampler], wish: SamplingRequest
+) -> dict[str, ipywidgets.Widget]:
     "A control for each setting of a wish, named as its field; \"interval\" switches \"guidance_interval\"."
     wide = {"style": {"description_width": "10em"}, "layout": ipywidgets.Layout(width="30em")}
     late = {"continuous_update": False, **wide}
     low, high = wish.guidance_interval or (0.3, 5.0)
     return {
-        "guidance_scale": ipywidgets.FloatSlider(value=wish.guidance_scale, min=0, max=10, step=0.25, description="guidance scale s", **late),
-        "label": ipywidgets.Dropdown(options=[("all classes", ALL), *((name, i) for i, name in enumerate(pipeline.class_names))],
-                                     value=ALL if wish.label is None else wish.label, description="class", **wide),
+        "guidance_scale": ipywidgets.FloatSlider(
+            value=wish.guidance_scale, min=0, max=10, step=0.25, description="guidance scale s", **late
+        ),
+        "label": ipywidgets.Dropdown(
+            options=[("all classes", ALL), *((name, i) for i, name in enumerate(pipeline.class_names))],
+            value=ALL if wish.label is None else wish.label,
+            description="class",
+            **wide,
+        ),
         "rows": ipywidgets.IntSlider(value=wish.rows, min=1, max=8, description="rows of images", **late),
         "seed": ipywidgets.BoundedIntText(value=wish.seed, min=0, max=2**31 - 1, description="seed", **late),
-        "steps": ipywidgets.IntSlider(value=wish.steps, min=1, max=min(200, pipeline.diffusion.timesteps), description="steps", **late),
+        "steps": ipywidgets.IntSlider(
+            value=wish.steps, min=1, max=min(200, pipeline.diffusion.timesteps), description="steps", **late
+        ),
         "sampler": ipywidgets.Dropdown(options=list(samplers), value=wish.sampler, description="sampler", **wide),
-        "guidance_rescale": ipywidgets.FloatSlider(value=wish.guidance_rescale, min=0, max=1, step=0.05, description="guidance rescale φ", **late),
-        "interval": ipywidgets.Checkbox(value=wish.guidance_interval is not None, description="guide only where σ is in", indent=False),
-        "guidance_interval": ipywidgets.FloatRangeSlider(value=(low, high), min=0, max=20, step=0.1, description="interval of σ", **late),
+        "guidance_rescale": ipywidgets.FloatSlider(
+            value=wish.guidance_rescale, min=0, max=1, step=0.05, description="guidance rescale φ", **late
+        ),
+        "interval": ipywidgets.Checkbox(
+            value=wish.guidance_interval is not None, description="guide only where σ is in", indent=False
+        ),
+        "guidance_interval": ipywidgets.FloatRangeSlider(
+            value=(low, high), min=0, max=20, step=0.1, description="interval of σ", **late
+        ),
     }
 
 # %% ../../nbs/63_guidance_explorer.ipynb #96e79977
@@ -151,16 +175,36 @@ class Panel:
         self.worker, self.cache, self.shown = LatestTaskWorker(), OrderedDict(), None
         self.controls = controls_for(pipeline, samplers, wish)
         self.w = ipywidgets.HTML()
-        self.sample, self.stop, self.save = (ipywidgets.Button(description=name) for name in ("Sample", "Stop", "Save PNG"))
+        self.sample, self.stop, self.save = (
+            ipywidgets.Button(description=name) for name in ("Sample", "Stop", "Save PNG")
+        )
         self.progress = ipywidgets.IntProgress(min=0, max=wish.steps, layout=ipywidgets.Layout(width="12em"))
         self.status, self.numbers = ipywidgets.HTML(), ipywidgets.HTML()
         fit = ipywidgets.Layout(max_width="100%", object_fit="contain")
         self.image, self.frame = (ipywidgets.Image(format="png", layout=fit) for _ in range(2))
-        self.scrubber = ipywidgets.IntSlider(min=1, max=wish.steps, value=wish.steps, description="step", style={"description_width": "10em"}, layout=ipywidgets.Layout(width="30em"))
+        self.scrubber = ipywidgets.IntSlider(
+            min=1,
+            max=wish.steps,
+            value=wish.steps,
+            description="step",
+            style={"description_width": "10em"},
+            layout=ipywidgets.Layout(width="30em"),
+        )
         buttons = ipywidgets.HBox([self.sample, self.stop, self.save, self.progress])
         c = self.controls
-        self.widget = ipywidgets.VBox([c["guidance_scale"], self.w, *(c[name] for name in c if name != "guidance_scale"),
-                                       buttons, self.status, self.image, self.numbers, self.scrubber, self.frame])
+        self.widget = ipywidgets.VBox(
+            [
+                c["guidance_scale"],
+                self.w,
+                *(c[name] for name in c if name != "guidance_scale"),
+                buttons,
+                self.status,
+                self.image,
+                self.numbers,
+                self.scrubber,
+                self.frame,
+            ]
+        )
         self.connect()
         self.request()
 
@@ -177,7 +221,9 @@ class Panel:
         "What the controls say now."
         values = {name: control.value for name, control in self.controls.items()}
         label, interval, switched_on = (values.pop(name) for name in ("label", "guidance_interval", "interval"))
-        return SamplingRequest(**values, label=None if label == ALL else label, guidance_interval=interval if switched_on else None)
+        return SamplingRequest(
+            **values, label=None if label == ALL else label, guidance_interval=interval if switched_on else None
+        )
 
     def request(self, again: bool = False) -> None:
         "Show what the controls say: from the cache, or drawn now."
@@ -230,7 +276,9 @@ class Panel:
         "A finished drawing: images, numbers, and the scrubber at its last step."
         self.shown = wish, drawing
         self.image.value = self.grid(drawing)
-        self.numbers.value = "" if self.judge is None else status_line(describe_quality(quality_of(drawing, self.judge)))
+        self.numbers.value = (
+            "" if self.judge is None else status_line(describe_quality(quality_of(drawing, self.judge)))
+        )
         self.status.value = status_line("from the cache")
         self.scrubber.max = len(drawing.steps)
         self.scrubber.value = len(drawing.steps)
@@ -242,14 +290,23 @@ class Panel:
             _, drawing = self.shown
             step, first = drawing.steps[self.scrubber.value - 1], slice(drawing.columns)
             names = [f"x_t, t={step.t}", "predicted x0"]
-            self.frame.value = png_grid(torch.cat([step.x[first], step.x0[first]]), drawing.columns, max(2, 56 // step.x.shape[-1]), names)
+            self.frame.value = png_grid(
+                torch.cat([step.x[first], step.x0[first]]), drawing.columns, max(2, 56 // step.x.shape[-1]), names
+            )
 
     def save_png(self) -> None:
         "Write the images that are shown, under a name that says what they are."
         try:
-            require(self.shown is not None, "saving before there is a picture", "a finished grid", "Press Sample and wait for it.")
+            require(
+                self.shown is not None,
+                "saving before there is a picture",
+                "a finished grid",
+                "Press Sample and wait for it.",
+            )
             wish, drawing = self.shown
-            path = self.folder / f"guidance_s{wish.guidance_scale:g}_{wish.sampler}_{wish.steps}steps_seed{wish.seed}.png"
+            path = (
+                self.folder / f"guidance_s{wish.guidance_scale:g}_{wish.sampler}_{wish.steps}steps_seed{wish.seed}.png"
+            )
             with atomic_write(path) as file:
                 file.write_bytes(self.grid(drawing))
             self.status.value = status_line(f"saved: {path}")

@@ -7,11 +7,13 @@ __all__ = ['patch_maps', 'show_patches']
 
 # %% ../../nbs/65_patches.ipynb #d06ed7cd
 import math
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import colormaps, colors, pyplot as plt
+from matplotlib import colormaps, colors
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -31,7 +33,9 @@ def patch_grid(
     _, height, width = image_shape
     side = math.isqrt(height * width // max(tokens, 1))
     fits = side >= 1 and height % side == 0 and width % side == 0 and (height // side) * (width // side) == tokens
-    require(fits, f"{tokens} tokens for images of {height}×{width}", "the number of square patches that cover the image")
+    require(
+        fits, f"{tokens} tokens for images of {height}×{width}", "the number of square patches that cover the image"
+    )
     return height // side, width // side
 
 
@@ -58,7 +62,7 @@ def patch_maps(
     pipeline: GeneratorPipeline,
     labels: int | Sequence[int] | torch.Tensor,  # what to draw, one image per label
     seed: int = 0,
-    columns: int = 6,                            # at most so many steps, evenly chosen, the first and the last among them
+    columns: int = 6,  # at most so many steps, evenly chosen, the first and the last among them
     **changes,                                   # sampler settings
 ) -> list[PatchMap]:
     "The decoder's top expert in each patch while images are drawn."
@@ -67,8 +71,12 @@ def patch_maps(
     steps, maps = pipeline.trajectory(labels, seed=seed, **changes), []
     for i in np.unique(np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int)):
         step = steps[i]
-        routing = named_layers(pipeline.model(step.x, torch.full_like(labels, step.t), labels, return_routing=True)[1])["decoder"]
-        maps.append(PatchMap(step, patch_experts(routing, len(labels), pipeline.model.input_shape), routing.logits.shape[-1]))
+        routing = named_layers(pipeline.model(step.x, torch.full_like(labels, step.t), labels, return_routing=True)[1])[
+            "decoder"
+        ]
+        maps.append(
+            PatchMap(step, patch_experts(routing, len(labels), pipeline.model.input_shape), routing.logits.shape[-1])
+        )
     return maps
 
 # %% ../../nbs/65_patches.ipynb #f16d7f41
@@ -85,7 +93,10 @@ def tint_patches(
     num_experts: int,
     paleness: float = 0.75,  # of a white pixel: 0 would hide the image, 1 leave a white pixel white
 ) -> np.ndarray:           # [H, W, 3] in [0, 1]
-    "An image with each patch in the colour of its expert: dark pixels take the full colour, bright ones a pale tint of it."
+    """An image with each patch in the colour of its expert.
+
+    Dark pixels take the full colour, bright ones a pale tint of it.
+    """
     plain = (image.clamp(-1, 1) / 2 + 0.5).expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
     rows, columns = expert.shape
     size = (plain.shape[0] // rows, plain.shape[1] // columns)
@@ -98,7 +109,10 @@ def show_patches(
     maps: Sequence[PatchMap],       # from `patch_maps`
     row_names: Sequence[str] = (),  # a name for each image, or none
 ) -> Figure:
-    "A row for each image, from noise to the end: the predicted x0, each patch in the colour of the expert that weighs most."
+    """A row for each image, from noise to the end.
+
+    The predicted x0, each patch in the colour of the expert that weighs most.
+    """
     rows, experts = len(maps[0].expert), maps[0].num_experts
     require(len(row_names) in (0, rows), f"{len(row_names)} names for {rows} images", "a name for each, or none")
     _, height, width = maps[0].step.x0[0].shape
@@ -113,6 +127,13 @@ def show_patches(
         for cell, name in zip(axes[:, 0], row_names):
             cell.set_ylabel(name)
         legend = [Patch(color=colour, label=f"expert {i}") for i, colour in enumerate(expert_colours(experts))]
-        figure.legend(handles=legend, loc="outside upper center", ncols=min(experts, 4), frameon=False, title="decoder: the expert that weighs most", fontsize=8)
+        figure.legend(
+            handles=legend,
+            loc="outside upper center",
+            ncols=min(experts, 4),
+            frameon=False,
+            title="decoder: the expert that weighs most",
+            fontsize=8,
+        )
     plt.close(figure)
     return figure

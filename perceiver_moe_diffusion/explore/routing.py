@@ -8,7 +8,8 @@ __all__ = ['RoutingRecord', 'record_routing', 'show_time', 'show_classes', 'rout
 
 # %% ../../nbs/64_routing.ipynb #6e10e15b
 import math
-from typing import Mapping, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,9 @@ def named_layers(
 ) -> dict[str, Routing]:          # "latent block 0", …, "decoder"
     "The routing of each layer under its name, or a `UserError` for a dense model."
     if not routings:
-        raise UserError("This model has no mixture-of-experts layers, so it routes nothing; train one with moe=mixture.")
+        raise UserError(
+            "This model has no mixture-of-experts layers, so it routes nothing; train one with moe=mixture."
+        )
     return {**{f"latent block {i}": routing for i, routing in enumerate(routings[:-1])}, "decoder": routings[-1]}
 
 # %% ../../nbs/64_routing.ipynb #a6b602d9
@@ -41,9 +44,17 @@ class RoutingRecord(NamedTuple):
     def of_classes(self, classes: Sequence[int]) -> "RoutingRecord":
         "Only the images of some classes."
         keep = torch.isin(self.label, torch.tensor(list(classes), dtype=torch.long))
-        require(bool(keep.any()), f"the routing of classes {list(classes)}", f"classes of the images watched: {self.label.unique().tolist()}")
+        require(
+            bool(keep.any()),
+            f"the routing of classes {list(classes)}",
+            f"classes of the images watched: {self.label.unique().tolist()}",
+        )
         of_images = lambda rows: rows.unflatten(0, (len(keep), -1))[keep].flatten(0, 1)
-        return RoutingRecord({name: Routing(*map(of_images, routing)) for name, routing in self.routings.items()}, self.t[keep], self.label[keep])
+        return RoutingRecord(
+            {name: Routing(*map(of_images, routing)) for name, routing in self.routings.items()},
+            self.t[keep],
+            self.label[keep],
+        )
 
 # %% ../../nbs/64_routing.ipynb #6b6e733d
 def record_routing(
@@ -56,7 +67,8 @@ def record_routing(
     labels, _ = pipeline.labels(labels), pipeline.seeds(seed, 1)  # both raise a `UserError` for what cannot be
     require(len(images) == len(labels), f"{len(images)} images with {len(labels)} labels", "a label for each image")
     routings = named_layers(routings_over_time(pipeline, images, labels, seed))
-    again = torch.Generator().manual_seed(fold_seed(seed, Stream.ROUTING_NOISE))  # the generator of `routings_over_time`: the same levels once more
+    # the generator of `routings_over_time`: the same levels once more
+    again = torch.Generator().manual_seed(fold_seed(seed, Stream.ROUTING_NOISE))
     return RoutingRecord(routings, pipeline.diffusion.sample_noise(len(images), images.shape[1:], again).t, labels)
 
 # %% ../../nbs/64_routing.ipynb #af315e0b
@@ -67,9 +79,15 @@ def choice_shares(
 ) -> torch.Tensor:        # [G, E] float64; a row sums to 1, or is NaN for a group without images
     "The share of each expert in the choices of each group of images."
     experts, tokens = routing.logits.shape[-1], len(routing.expert_ids) // len(group)
-    require(tokens * len(group) == len(routing.expert_ids), f"{len(routing.expert_ids)} rows for {len(group)} images", "the same number of rows for each image")
+    require(
+        tokens * len(group) == len(routing.expert_ids),
+        f"{len(routing.expert_ids)} rows for {len(group)} images",
+        "the same number of rows for each image",
+    )
     cell = group.repeat_interleave(tokens).unsqueeze(1) * experts + routing.expert_ids
-    counts = torch.bincount(cell[routing.expert_ids >= 0], minlength=num_groups * experts).view(num_groups, experts).double()
+    counts = (
+        torch.bincount(cell[routing.expert_ids >= 0], minlength=num_groups * experts).view(num_groups, experts).double()
+    )
     return counts / counts.sum(dim=1, keepdim=True)
 
 
@@ -92,7 +110,9 @@ def panel_grid(count: int, width: float, height: float) -> tuple[Figure, list[Ax
     "A figure with so many axes, at most three in a row, each of a size in inches."
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns + 1, height * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns + 1, height * rows), squeeze=False, layout="constrained"
+    )
     for spare in axes.flat[count:]:
         spare.remove()
     return figure, list(axes.flat[:count])
@@ -108,7 +128,15 @@ def show_shares(
     with house_style():
         figure, all_axes = panel_grid(len(shares), 2.7, 1.9)
         for axes, (name, table) in zip(all_axes, shares.items()):
-            drawn = axes.imshow(table.T.numpy(), cmap="cividis", vmin=0, vmax=brightest, aspect="auto", origin="lower", interpolation="nearest")
+            drawn = axes.imshow(
+                table.T.numpy(),
+                cmap="cividis",
+                vmin=0,
+                vmax=brightest,
+                aspect="auto",
+                origin="lower",
+                interpolation="nearest",
+            )
             ticks = range(0, len(group_names), -(-len(group_names) // 10))
             axes.set(title=name, xlabel=xlabel, ylabel="expert", yticks=range(table.shape[1]))
             axes.set_xticks(ticks, [group_names[i] for i in ticks], rotation=90 * (max(map(len, group_names)) > 2))
@@ -120,7 +148,9 @@ def show_shares(
 def show_time(seen: RoutingRecord, timesteps: int, bins: int = 20) -> Figure:
     "Noise level × expert; a group is named by its lowest level."
     bins = min(bins, timesteps)
-    return show_shares(shares_over_time(seen, timesteps, bins), "noise level t", [str(-(-i * timesteps // bins)) for i in range(bins)])
+    return show_shares(
+        shares_over_time(seen, timesteps, bins), "noise level t", [str(-(-i * timesteps // bins)) for i in range(bins)]
+    )
 
 
 def show_classes(seen: RoutingRecord, class_names: Sequence[str]) -> Figure:
@@ -129,7 +159,9 @@ def show_classes(seen: RoutingRecord, class_names: Sequence[str]) -> Figure:
 
 # %% ../../nbs/64_routing.ipynb #c9525adf
 STATISTICS = {  # name -> what it is called on an axis
-    "entropy": "router entropy ÷ log E", "confidence": "mean largest probability", "least_load": "load of the least used expert",
+    "entropy": "router entropy ÷ log E",
+    "confidence": "mean largest probability",
+    "least_load": "load of the least used expert",
 }
 
 # %% ../../nbs/64_routing.ipynb #529cde14
@@ -140,7 +172,8 @@ def router_statistics(
     "How undecided routers are, how sure, and how much the least used expert has to do (1: a fair share)."
     layers = named_layers(routings).values()
     probs = [routing.probs for routing in layers]
-    entropy = [torch.special.entr(p).sum(dim=-1).mean() / max(math.log(p.shape[-1]), 1e-9) for p in probs]  # one expert: 0, no choice
+    # one expert: 0, no choice
+    entropy = [torch.special.entr(p).sum(dim=-1).mean() / max(math.log(p.shape[-1]), 1e-9) for p in probs]
     confidence = [p.amax(dim=-1).mean() for p in probs]
     return {"entropy": float(sum(entropy) / len(probs)), "confidence": float(sum(confidence) / len(probs)),
             "least_load": float(expert_load(routings).min())}
@@ -165,9 +198,12 @@ def co_activation(
     routing: Routing,  # with k ≥ 2
 ) -> torch.Tensor:     # [E, E] float64; the diagonal, and experts that were never chosen: NaN
     "How often two experts are chosen for the same token, as a multiple of what independent choices would give."
-    require(routing.expert_ids.shape[-1] >= 2, "co-activation with one expert per token (top_k=1)", "top_k of 2 or more")
+    require(
+        routing.expert_ids.shape[-1] >= 2, "co-activation with one expert per token (top_k=1)", "top_k of 2 or more"
+    )
     experts = routing.logits.shape[-1]
-    chosen = torch.nn.functional.one_hot(routing.expert_ids + 1, experts + 1).sum(dim=1)[:, 1:].double()  # [R, E]; the first column is "none"
+    # [R, E]; the first column is "none"
+    chosen = torch.nn.functional.one_hot(routing.expert_ids + 1, experts + 1).sum(dim=1)[:, 1:].double()
     alone, together = chosen.mean(dim=0), chosen.T @ chosen / len(chosen)
     return (together / torch.outer(alone, alone)).fill_diagonal_(math.nan)
 
@@ -191,7 +227,15 @@ def show_co_activation(
             axes.set(title=name, xlabel="expert", ylabel="expert", xticks=range(experts), yticks=range(experts))
             for (i, j), ratio in np.ndenumerate(table.numpy()):
                 if np.isfinite(ratio):
-                    axes.text(j, i, f"{ratio:.2f}", ha="center", va="center", fontsize=8, color="black" if ratio > 0.6 * brightest else "white")
+                    axes.text(
+                        j,
+                        i,
+                        f"{ratio:.2f}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="black" if ratio > 0.6 * brightest else "white",
+                    )
         figure.colorbar(drawn, ax=all_axes, label=f"together ÷ independent\n(blind: {blind_ratio(experts, top_k):.2f})")
     plt.close(figure)
     return figure

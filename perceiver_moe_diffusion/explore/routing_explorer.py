@@ -6,8 +6,8 @@
 __all__ = ['routing_explorer']
 
 # %% ../../nbs/66_routing_explorer.ipynb #df0c34b4
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Callable, Sequence
 
 import ipywidgets
 import torch
@@ -28,7 +28,9 @@ from ..models.moe import expert_load
 from ..pipelines.generate import GeneratorPipeline
 
 # %% ../../nbs/66_routing_explorer.ipynb #feaa741e
-def load_picture(pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int) -> Figure:
+def load_picture(
+    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
+) -> Figure:
     "Load of all layers."
     return show_load(expert_load(list(watched(seed).of_classes(classes).routings.values())))
 
@@ -40,32 +42,47 @@ def one_layer(watched: Callable[[int], RoutingRecord], layer: str, classes: Sequ
     return seen._replace(routings={layer: seen.routings[layer]})
 
 
-def time_picture(pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int) -> Figure:
+def time_picture(
+    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
+) -> Figure:
     "Noise level × expert."
     return show_time(one_layer(watched, layer, classes, seed), pipeline.diffusion.timesteps)
 
 
-def class_picture(pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int) -> Figure:
+def class_picture(
+    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
+) -> Figure:
     "Class × expert."
     return show_classes(one_layer(watched, layer, classes, seed), pipeline.class_names)
 
 
-def patch_picture(pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int) -> Figure:
+def patch_picture(
+    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
+) -> Figure:
     "The decoder's patches while an image of each class is drawn."
     return show_patches(patch_maps(pipeline, classes, seed), [pipeline.class_names[label] for label in classes])
 
 
-def co_activation_picture(pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int) -> Figure:
+def co_activation_picture(
+    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
+) -> Figure:
     "Experts × experts."
     return show_co_activation(one_layer(watched, layer, classes, seed).routings)
 
 
-PICTURES = {"load": load_picture, "over time": time_picture, "over class": class_picture, "patches": patch_picture, "co-activation": co_activation_picture}
+PICTURES = {
+    "load": load_picture,
+    "over time": time_picture,
+    "over class": class_picture,
+    "patches": patch_picture,
+    "co-activation": co_activation_picture,
+}
 
 
 def routing_picture(
     pipeline: GeneratorPipeline,
-    watched: Callable[[int], RoutingRecord],  # seed -> what was watched, e.g. `partial(watch, pipeline, images, labels)`
+    # seed -> what was watched, e.g. `partial(watch, pipeline, images, labels)`
+    watched: Callable[[int], RoutingRecord],
     picture: str,                       # a name in `PICTURES`
     layer: str = "decoder",
     classes: Sequence[int] = (0,),      # whose images count, or what is drawn
@@ -83,8 +100,12 @@ def routing_explorer(
 ) -> LiveFigure:
     "The pictures of this notebook with menus for picture, layer and class, and a seed for the noise."
     layers = list(record_routing(pipeline, images[:1], labels[:1]).routings)  # a dense model is refused here
-    classes = {"all": tuple(range(len(pipeline.class_names))), **{name: (i,) for i, name in enumerate(pipeline.class_names)}}
-    watched = lru_cache(maxsize=4)(partial(record_routing, pipeline, images, labels))  # a new picture of the same noise needs no new run of the model
+    classes = {
+        "all": tuple(range(len(pipeline.class_names))),
+        **{name: (i,) for i, name in enumerate(pipeline.class_names)},
+    }
+    # a new picture of the same noise needs no new run of the model
+    watched = lru_cache(maxsize=4)(partial(record_routing, pipeline, images, labels))
     return LiveFigure(partial(routing_picture, pipeline, watched), {
         "picture": ipywidgets.Dropdown(options=list(PICTURES), value="over time", description="picture"),
         "layer": ipywidgets.Dropdown(options=layers, value="decoder", description="layer"),

@@ -8,8 +8,9 @@ __all__ = ['LatestTaskWorker', 'LiveFigure']
 # %% ../../nbs/62_widgets.ipynb #e4409a8d
 import html
 import threading
+from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import ipywidgets
 from matplotlib.figure import Figure
@@ -90,7 +91,7 @@ class LiveFigure:
     "A picture that follows its controls."
 
     def __init__(self,
-        render: Callable[..., Any],                      # render(**values) -> Figure or PNG bytes, or an iterator of them
+        render: Callable[..., Any],  # render(**values) -> Figure or PNG bytes, or an iterator of them
         controls: Mapping[str, ipywidgets.Widget],       # argument name -> a widget with a `value`
     ):
         self.render, self.controls, self.worker = render, dict(controls), LatestTaskWorker()

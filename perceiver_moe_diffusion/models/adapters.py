@@ -7,7 +7,8 @@ __all__ = ['ImagePreprocessor', 'ConvPreprocessor', 'Projected', 'QueryProvider'
            'FiLM', 'ImageAdapter', 'PatchAdapter', 'ConvAdapter']
 
 # %% ../../nbs/23_adapters.ipynb #208745ed
-from typing import Any, Callable, Protocol, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -26,8 +27,11 @@ def patch_positions(
     "Fourier features of the centres of an image's patches; the sampling rate is patches per axis."
     _, height, width = image_shape
     fits = patch_size >= 1 and height % patch_size == 0 and width % patch_size == 0
-    require(fits, f"a patch of {patch_size} pixels (patch_size, or stem_patch · token_patch) for images of {height}×{width}",
-            "a number that divides height and width")
+    require(
+        fits,
+        f"a patch of {patch_size} pixels (patch_size, or stem_patch · token_patch) for images of {height}×{width}",
+        "a number that divides height and width",
+    )
     grid = (height // patch_size, width // patch_size)
     return fourier_encode(grid_positions(grid), num_bands, tuple(float(n) for n in grid))
 
@@ -46,18 +50,27 @@ class ImagePreprocessor(nn.Module):
         self.token_dim = image_shape[0] * patch_size**2 + self.positions.shape[-1]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, M, token_dim]
-        require(image.shape[1:] == self.image_shape, f"an image of shape {tuple(image.shape[1:])}", f"{self.image_shape}, which this was made for")
+        require(
+            image.shape[1:] == self.image_shape,
+            f"an image of shape {tuple(image.shape[1:])}",
+            f"{self.image_shape}, which this was made for",
+        )
         patches = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size)
         return torch.cat([patches, self.positions.expand(len(image), -1, -1)], dim=-1)
 
 # %% ../../nbs/23_adapters.ipynb #ee1e93e7
 def conv_unit(channels_in: int, channels_out: int) -> nn.Sequential:
     "A 3×3 convolution, batch norm, ReLU."
-    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()
+    )
 
 # %% ../../nbs/23_adapters.ipynb #d19ca5fc
 class ConvPreprocessor(nn.Module):
-    "An image as an array: a small convolutional network, which halves the image at each width, beside the Fourier positions of its cells."
+    """An image as an array.
+
+    A small convolutional network, which halves the image at each width, beside the Fourier positions of its cells.
+    """
 
     def __init__(self,
         image_shape: tuple[int, int, int],              # (C, H, W); 2^len(channels) divides H and W
@@ -77,7 +90,11 @@ class ConvPreprocessor(nn.Module):
         self.token_dim = width + self.positions.shape[-1]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, M, token_dim]
-        require(image.shape[1:] == self.image_shape, f"an image of shape {tuple(image.shape[1:])}", f"{self.image_shape}, which this was made for")
+        require(
+            image.shape[1:] == self.image_shape,
+            f"an image of shape {tuple(image.shape[1:])}",
+            f"{self.image_shape}, which this was made for",
+        )
         tokens = self.stem(image).flatten(2).transpose(1, 2)
         return torch.cat([tokens, self.positions.to(tokens).expand(len(tokens), -1, -1)], dim=-1)
 
@@ -119,7 +136,10 @@ class QueryProvider(Protocol):
 
 
 class PositionQuery(nn.Module):
-    "Ask for each place by its position alone (Jaegle et al. 2021): what comes back must have passed through the latents."
+    """Ask for each place by its position alone (Jaegle et al. 2021).
+
+    What comes back must have passed through the latents.
+    """
 
     def __init__(self,
         positions: torch.Tensor,  # [Q, P] a row per place
@@ -135,7 +155,10 @@ class PositionQuery(nn.Module):
 
 # %% ../../nbs/23_adapters.ipynb #32ecd404
 class InputQuery(PositionQuery):
-    "Ask with the position *and* the token that sits there; with the decoder's residual, only a correction passes the latents."
+    """Ask with the position *and* the token that sits there.
+
+    With the decoder's residual, only a correction passes the latents.
+    """
 
     def __init__(self,
         positions: torch.Tensor,  # [Q, P] a row per place
@@ -175,7 +198,8 @@ class FiLM(nn.Module):
         nn.init.zeros_(self.to_scale_shift.weight)
         nn.init.zeros_(self.to_scale_shift.bias)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:  # [B, N, C], [B, condition_dim] -> [B, N, C]
+    # [B, N, C], [B, condition_dim] -> [B, N, C]
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         scale, shift = self.to_scale_shift(condition).unsqueeze(1).chunk(2, dim=-1)
         return torch.addcmul(x + shift, x, scale)  # x + shift + x·scale, one pass over memory fewer
 
@@ -263,17 +287,27 @@ class ConvAdapter(nn.Module):
         image_shape: tuple[int, int, int],  # (C, H, W); stem_patch · token_patch divides H and W
         condition_dim: int,                 # channels of the condition
         dim: int = 128,                     # channels of a token
-        stem_patch: int | None = None,      # pixels folded before the first convolution; None: 1 below 16 pixels a side, else 2
+        # pixels folded before the first convolution; None: 1 below 16 pixels a side, else 2
+        stem_patch: int | None = None,
         token_patch: int = 2,               # stem cells along a side of a token
         stem_channels: int = 32,            # a multiple of 8
         num_bands: int = 6,                 # Fourier bands per axis
     ):
         super().__init__()
-        require(stem_channels >= 8 and stem_channels % 8 == 0, f"stem_channels={stem_channels}", "a multiple of 8, the number of groups of its norms")
+        require(
+            stem_channels >= 8 and stem_channels % 8 == 0,
+            f"stem_channels={stem_channels}",
+            "a multiple of 8, the number of groups of its norms",
+        )
         stem_patch = stem_patch or (1 if min(image_shape[1:]) < 16 else 2)
         channels, patch = image_shape[0], stem_patch * token_patch
         positions = patch_positions(image_shape, patch, num_bands)
-        self.stem_patch, self.token_patch, self.token_dim, self.rows = stem_patch, token_patch, dim, image_shape[1] // patch
+        self.stem_patch, self.token_patch, self.token_dim, self.rows = (
+            stem_patch,
+            token_patch,
+            dim,
+            image_shape[1] // patch,
+        )
         self.register_buffer("positions", positions, persistent=False)
         self.fold = nn.Conv2d(channels * stem_patch**2, stem_channels, 3, padding=1)
         self.stem = ConvBlock(stem_channels, condition_dim)

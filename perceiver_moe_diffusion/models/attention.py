@@ -7,9 +7,9 @@ __all__ = ['naive_attention', 'Attention', 'MLP', 'Dense', 'Block']
 
 # %% ../../nbs/21_attention.ipynb #f78e3ef0
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Callable
 
 import torch
 from einops import rearrange
@@ -34,7 +34,8 @@ def naive_attention(
     return (weights * mask) @ v  # a query that may read nothing reads 0
 
 # %% ../../nbs/21_attention.ipynb #ca8abb67
-math_attention = partial(sdpa_kernel, SDPBackend.MATH)  # matrix product, softmax, matrix product, in place of the fused attention
+# matrix product, softmax, matrix product, in place of the fused attention
+math_attention = partial(sdpa_kernel, SDPBackend.MATH)
 
 # %% ../../nbs/21_attention.ipynb #ca8c9b50
 class Attention(nn.Module):
@@ -46,7 +47,11 @@ class Attention(nn.Module):
         num_heads: int = 4,              # H; divides `dim`
     ):
         super().__init__()
-        require(num_heads >= 1 and dim % num_heads == 0, f"dim={dim} with num_heads={num_heads}", "a dim that num_heads divides")
+        require(
+            num_heads >= 1 and dim % num_heads == 0,
+            f"dim={dim} with num_heads={num_heads}",
+            "a dim that num_heads divides",
+        )
         self.num_heads = num_heads
         self.to_q = nn.Linear(dim, dim)
         self.to_kv = nn.Linear(context_dim or dim, 2 * dim)  # keys and values in one matmul
@@ -60,8 +65,11 @@ class Attention(nn.Module):
         context = x if context is None else context
         q = rearrange(self.to_q(x), "b q (h d) -> b h q d", h=self.num_heads)
         k, v = rearrange(self.to_kv(context), "b m (two h d) -> two b h m d", two=2, h=self.num_heads)
-        with math_attention() if q.dtype is torch.bfloat16 and q.device.type == "cpu" else nullcontext():  # the fused one is 5 × slower there
-            read = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else check_mask(mask, context))
+        # the fused one is 5 × slower there
+        with math_attention() if q.dtype is torch.bfloat16 and q.device.type == "cpu" else nullcontext():
+            read = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=None if mask is None else check_mask(mask, context)
+            )
         return self.to_out(rearrange(read, "b h q d -> b q (h d)"))
 
 # %% ../../nbs/21_attention.ipynb #cd579a33
@@ -70,8 +78,11 @@ def check_mask(
     context: torch.Tensor,  # [B, M, C]
 ) -> torch.Tensor:          # [B, 1, 1, M], for every head and query
     "The mask in the shape that attention wants, or a `UserError`."
-    require(mask.dtype == torch.bool and mask.shape == context.shape[:2], f"a mask of {mask.dtype} and shape {tuple(mask.shape)}",
-            f"torch.bool of shape {tuple(context.shape[:2])}, True where the context may be read")
+    require(
+        mask.dtype == torch.bool and mask.shape == context.shape[:2],
+        f"a mask of {mask.dtype} and shape {tuple(mask.shape)}",
+        f"torch.bool of shape {tuple(context.shape[:2])}, True where the context may be read",
+    )
     return rearrange(mask, "b m -> b 1 1 m")
 
 # %% ../../nbs/21_attention.ipynb #0f6de8da
@@ -102,7 +113,10 @@ class Dense(nn.Module):
 
 # %% ../../nbs/21_attention.ipynb #37b29eb0
 class Block(nn.Module):
-    "A pre-norm transformer block: attention (cross or self), then a feed-forward layer that may be a mixture of experts."
+    """A pre-norm transformer block.
+
+    Attention (cross or self), then a feed-forward layer that may be a mixture of experts.
+    """
 
     def __init__(self,
         dim: int,                                            # channels of x

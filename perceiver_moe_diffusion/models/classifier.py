@@ -6,7 +6,8 @@
 __all__ = ['Classifier']
 
 # %% ../../nbs/26_classifier.ipynb #57f65837
-from typing import Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +22,10 @@ class Classifier(nn.Module):
 
     @renamed_arguments(image_shape="input_shape")
     def __init__(self,
-        input_shape: Any,                                       # of one input: (C, H, W) of an image, (N,) of a text, {name: shape} of several modalities
+        input_shape: Any,  # of one input: (C, H, W) of an image, (N,) of a text, {name: shape} of several modalities
         num_classes: int,
-        preprocessor: Callable[..., nn.Module] = ImagePreprocessor,  # preprocessor(input_shape): has `token_dim`; gives tokens, or (tokens, mask)
+        # preprocessor(input_shape): has `token_dim`; gives tokens, or (tokens, mask)
+        preprocessor: Callable[..., nn.Module] = ImagePreprocessor,
         core: Callable[..., nn.Module] = PerceiverIO,           # core(input_dim, query_dim, output_dim=…)
         query_dim: int = 128,                                   # D, channels of the question
     ):

@@ -7,7 +7,7 @@ __all__ = ['timestep_embedding', 'PerceiverDenoiser']
 
 # %% ../../nbs/25_denoiser.ipynb #4752cbd7
 import math
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -69,7 +69,11 @@ class PerceiverDenoiser(nn.Module):
         label: torch.Tensor,          # [B] long, 0 … num_classes−1, or `null_label`
         return_routing: bool = False, # also return the `Routing` of each mixture-of-experts layer
     ) -> torch.Tensor | tuple[torch.Tensor, list]:  # [B, C, H, W]
-        require(x.shape[1:] == self.input_shape, f"images of shape {tuple(x.shape[1:])}", f"{self.input_shape}, which this model was made for")
+        require(
+            x.shape[1:] == self.input_shape,
+            f"images of shape {tuple(x.shape[1:])}",
+            f"{self.input_shape}, which this model was made for",
+        )
         condition = self.condition(t, label)
         tokens, skip = self.adapter.tokens(x, condition)
         output = self.core(tokens, self.query(tokens), extra_latents=self.to_latent(condition).unsqueeze(1))

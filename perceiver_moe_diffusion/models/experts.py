@@ -7,19 +7,22 @@ __all__ = ['ConvExpert', 'AttentionExpert', 'RecurrentExpert']
 
 # %% ../../nbs/31_experts.ipynb #55cd8d3e
 import math
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..core import require
-from .attention import Attention, MLP
+from .attention import MLP, Attention
 
 # %% ../../nbs/31_experts.ipynb #a25a9a85
 def neighbour_table(
-    *grids: Sequence[int],  # tokens along each axis, e.g. (8, 8); a text is (N,). Several: one after the other in the sequence
-) -> torch.Tensor:          # [N, Σ 3^d] long: the places around each token, row by row, in columns of its grid's own; −1: outside
+    # tokens along each axis, e.g. (8, 8); a text is (N,). Several: one after the other in the sequence
+    *grids: Sequence[int],
+# [N, Σ 3^d] long: the places around each token, row by row, in columns of its grid's own; −1: outside
+) -> torch.Tensor:
     "Who stands beside whom: on a grid, or on several, between which nobody is beside anybody."
     tables = [_one_grid(grid) for grid in grids]
     whole = torch.full([sum(sizes) for sizes in zip(*(table.shape for table in tables))], -1)
@@ -35,7 +38,11 @@ def _one_grid(
     grid: Sequence[int],  # tokens along each axis
 ) -> torch.Tensor:        # [N, 3^d] long
     "Who stands beside whom on one grid."
-    require(len(grid) >= 1 and all(isinstance(n, int) and n >= 1 for n in grid), f"grid={tuple(grid)}", "one whole number or more, each 1 or more")
+    require(
+        len(grid) >= 1 and all(isinstance(n, int) and n >= 1 for n in grid),
+        f"grid={tuple(grid)}",
+        "one whole number or more, each 1 or more",
+    )
     places = torch.arange(math.prod(grid)).view(*grid)
     padded = F.pad(places, [1, 1] * len(grid), value=-1)
     for axis in range(len(grid)):
@@ -48,7 +55,8 @@ class ConvExpert(nn.Module):
 
     def __init__(self,
         dim: int,                           # channels of a token
-        grid: Sequence[Any] | None = None,  # tokens along each axis; a list of such grids, which stand one after the other; None: a square
+        # tokens along each axis; a list of such grids, which stand one after the other; None: a square
+        grid: Sequence[Any] | None = None,
         mult: float = 4,                    # hidden channels of the MLP = mult × dim
     ):
         super().__init__()
@@ -56,7 +64,8 @@ class ConvExpert(nn.Module):
         self.grids = None if grid is None else tuple(tuple(part) for part in (grid if several else [grid]))
         if self.grids is not None:
             neighbour_table(*self.grids)  # refuses a grid that is none
-        self.kernel = nn.Parameter(torch.randn(sum(3 ** len(part) for part in self.grids or [(0, 0)]), dim) / 3)  # each grid has its own
+        # each grid has its own
+        self.kernel = nn.Parameter(torch.randn(sum(3 ** len(part) for part in self.grids or [(0, 0)]), dim) / 3)
         self.mlp = MLP(dim, mult)
 
     def around(self, length: int) -> torch.Tensor:
@@ -64,8 +73,12 @@ class ConvExpert(nn.Module):
         side = round(length**0.5)
         grids = self.grids or [(side, side)]
         table = neighbour_table(*grids)
-        require(len(table) == length, f"a sequence of {length} tokens for a convolution over the grid {' and '.join(map(str, grids))}",
-                f"{len(table)} tokens" if self.grids else "a square number of tokens", "Give the expert its `grid`, the tokens along each axis.")
+        require(
+            len(table) == length,
+            f"a sequence of {length} tokens for a convolution over the grid {' and '.join(map(str, grids))}",
+            f"{len(table)} tokens" if self.grids else "a square number of tokens",
+            "Give the expert its `grid`, the tokens along each axis.",
+        )
         return table
 
     def forward(self,
@@ -123,7 +136,8 @@ class RecurrentExpert(nn.Module):
         self.gru = nn.GRU(dim, int(mult * dim), batch_first=True)
         self.out = nn.Linear(int(mult * dim), dim)
 
-    def forward(self, rows, where, sequence, mask=None) -> torch.Tensor:  # shapes as for `ConvExpert`; no row is padding
+    # shapes as for `ConvExpert`; no row is padding
+    def forward(self, rows, where, sequence, mask=None) -> torch.Tensor:
         packed, unpack = group_by_sample(rows, where, *sequence.shape[:2])
         states, _ = self.gru(packed)
         return self.out(unpack(states))

@@ -6,7 +6,8 @@
 __all__ = ['count_flops']
 
 # %% ../../nbs/32_flops.ipynb #06f216e6
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +19,10 @@ from .attention import math_attention
 def count_flops(
     work: Callable[[], Any],  # what to count; called once, without gradients
 ) -> int:
-    "Floating-point operations of the matrix products and convolutions in `work()`; a multiplication and an addition are two."
+    """Floating-point operations of the matrix products and convolutions in `work()`.
+
+    A multiplication and an addition are two.
+    """
     with torch.no_grad(), math_attention(), _FlopCounter() as counted:
         work()
     return counted.total

@@ -6,7 +6,7 @@
 __all__ = ['MixtureOfDenoisers', 'IntervalRouter', 'NoiseRouter', 'LabelRouter', 'ForClasses', 'add_expert', 'remove_expert']
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #57c50365
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -30,7 +30,9 @@ class MixtureOfDenoisers(nn.Module):
         require(len(experts) >= 1, "a mixture of no experts", "one expert or more")
         self.input_shape, self.num_classes, self.null_label = tuple(input_shape), num_classes, num_classes
         self.router = router(num_classes, len(experts))
-        self.experts = nn.ModuleList(expert(input_shape=self.input_shape, num_classes=num_classes) for expert in experts)
+        self.experts = nn.ModuleList(
+            expert(input_shape=self.input_shape, num_classes=num_classes) for expert in experts
+        )
 
     def forward(self,
         x: torch.Tensor,              # [B, C, H, W] noisy images
@@ -56,19 +58,33 @@ class IntervalRouter(nn.Module):
         super().__init__()
         equal = [[i * timesteps // num_experts, (i + 1) * timesteps // num_experts] for i in range(num_experts)]
         pairs = [tuple(pair) for pair in (equal if intervals is None else intervals)]
-        require(len(pairs) == num_experts, f"{len(pairs)} intervals for {num_experts} experts", "an interval for each expert")
+        require(
+            len(pairs) == num_experts,
+            f"{len(pairs)} intervals for {num_experts} experts",
+            "an interval for each expert",
+        )
         ends = [0, *(pair[1] for pair in pairs if len(pair) == 2)]
-        covered = all(len(pair) == 2 and pair[0] == start < pair[1] for pair, start in zip(pairs, ends)) and ends[-1] == timesteps
-        require(covered, f"intervals={[list(pair) for pair in pairs]}", f"[start, end) pairs that cover [0, {timesteps}) in ascending order, without gap or overlap",
-                f"For example {equal}.")
+        covered = (
+            all(len(pair) == 2 and pair[0] == start < pair[1] for pair, start in zip(pairs, ends))
+            and ends[-1] == timesteps
+        )
+        require(
+            covered,
+            f"intervals={[list(pair) for pair in pairs]}",
+            f"[start, end) pairs that cover [0, {timesteps}) in ascending order, without gap or overlap",
+            f"For example {equal}.",
+        )
         require(0 <= softness <= 1, f"softness={softness}", "0 to 1")
         self.softness = softness
-        self.register_buffer("starts", torch.tensor([start for start, _ in pairs[1:]], dtype=torch.long), persistent=False)
+        self.register_buffer(
+            "starts", torch.tensor([start for start, _ in pairs[1:]], dtype=torch.long), persistent=False
+        )
         self.num_experts, self.timesteps = num_experts, timesteps
 
     def forward(self, t: torch.Tensor, label: torch.Tensor) -> Routing:  # [B], [B]
         if not t.is_meta and not bool((t < self.timesteps).all()):
-            raise UserError(f"a timestep of {int(t.max())} is not possible; allowed: 0 to {self.timesteps - 1}, which the intervals cover.")
+            raise UserError(f"a timestep of {int(t.max())} is not possible; allowed: 0 to {self.timesteps - 1}, which "
+                            "the intervals cover.")
         expert_ids = torch.bucketize(t, self.starts, right=True)
         if self.training and self.softness:
             stray = torch.rand(len(t), device=t.device) < self.softness
@@ -76,7 +92,8 @@ class IntervalRouter(nn.Module):
             expert_ids = torch.where(stray, anyone, expert_ids)
         chosen = torch.nn.functional.one_hot(expert_ids, self.num_experts).float()
         weight = torch.ones_like(expert_ids, dtype=torch.float32)
-        return Routing(expert_ids.unsqueeze(1), weight.unsqueeze(1), 50 * (chosen - 1))  # softmax of the logits: all on the chosen
+        # softmax of the logits: all on the chosen
+        return Routing(expert_ids.unsqueeze(1), weight.unsqueeze(1), 50 * (chosen - 1))
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #d1183c3b
 class NoiseRouter(nn.Module):
@@ -114,11 +131,14 @@ class LabelRouter(nn.Module):
 
     def forward(self, t: torch.Tensor, label: torch.Tensor) -> Routing:  # [B], [B]
         if not label.is_meta and not bool(((label >= 0) & (label < len(self.table))).all()):
-            raise UserError(f"a condition of {sorted(set(label.tolist()))} is not possible; allowed: 0 to {len(self.table) - 2}, "
-                            f"the classes of the router, and {len(self.table) - 1} for no label.")
+            raise UserError(
+                f"a condition of {sorted(set(label.tolist()))} is not possible; allowed: 0 to {len(self.table) - 2}, "
+                f"the classes of the router, and {len(self.table) - 1} for no label."
+            )
         logits = self.table.masked_fill(~self.open, -torch.inf)[label]
         scores, expert_ids = logits.topk(self.top_k, dim=-1)
-        weight = (logits if self.top_k == 1 else scores).softmax(dim=-1)  # with k = 1 the probability among all, as in `TopKRouter`
+        # with k = 1 the probability among all, as in `TopKRouter`
+        weight = (logits if self.top_k == 1 else scores).softmax(dim=-1)
         weight = weight.gather(-1, expert_ids) if self.top_k == 1 else weight
         return Routing(expert_ids.masked_fill(scores.isinf(), -1), weight, logits)
 
@@ -130,13 +150,21 @@ class ForClasses(nn.Module):
     def __init__(self,
         input_shape: Sequence[int],          # (C, H, W)
         num_classes: int,                    # of all
-        denoiser: Callable[..., nn.Module],  # called with input_shape=…, num_classes=…: those it knows; has `num_classes` and `null_label`
+        # called with input_shape=…, num_classes=…: those it knows; has `num_classes` and `null_label`
+        denoiser: Callable[..., nn.Module],
         classes: Sequence[int],              # the numbers that its classes have here, in its own order
     ):
         super().__init__()
-        self.denoiser, self.num_classes, self.null_label = denoiser(input_shape=input_shape, num_classes=len(classes)), num_classes, num_classes
-        require(len(classes) == self.denoiser.num_classes and all(0 <= c < num_classes for c in classes), f"classes={list(classes)}",
-                f"{self.denoiser.num_classes} numbers from 0 to {num_classes - 1}, one for each class of the denoiser")
+        self.denoiser, self.num_classes, self.null_label = (
+            denoiser(input_shape=input_shape, num_classes=len(classes)),
+            num_classes,
+            num_classes,
+        )
+        require(
+            len(classes) == self.denoiser.num_classes and all(0 <= c < num_classes for c in classes),
+            f"classes={list(classes)}",
+            f"{self.denoiser.num_classes} numbers from 0 to {num_classes - 1}, one for each class of the denoiser",
+        )
         local = torch.full((num_classes + 1,), -1)
         local[list(classes)], local[num_classes] = torch.arange(len(classes)), self.denoiser.null_label
         self.register_buffer("local", local)
@@ -155,7 +183,10 @@ def add_expert(
     "A mixture with one more expert for classes of its own. What it gives for the old classes is what it gave before."
     old, new = mixture.num_classes, denoiser.num_classes
     total, asked = old + new, mixture.router
-    table, open_ = asked.table.new_zeros(total + 1, len(mixture.experts) + 1), torch.zeros(total + 1, len(mixture.experts) + 1, dtype=torch.bool)
+    table, open_ = (
+        asked.table.new_zeros(total + 1, len(mixture.experts) + 1),
+        torch.zeros(total + 1, len(mixture.experts) + 1, dtype=torch.bool),
+    )
     rows = [*range(old), total]  # the old classes, and \"no label\"
     table[rows, :-1], open_[rows, :-1] = asked.table.detach(), asked.open.cpu()
     open_[old:total, -1] = True
@@ -169,22 +200,40 @@ def remove_expert(
     number: int,                   # of the expert
 ) -> MixtureOfDenoisers:
     "A mixture without one of its experts, which no class may be routed to."
-    require(0 <= number < len(mixture.experts) > 1, f"expert {number}", f"0 to {len(mixture.experts) - 1}, and not the last one")
+    require(
+        0 <= number < len(mixture.experts) > 1,
+        f"expert {number}",
+        f"0 to {len(mixture.experts) - 1}, and not the last one",
+    )
     label = torch.arange(mixture.num_classes + 1)
     used = (mixture.router(label, label).expert_ids == number).any(dim=1).nonzero().flatten().tolist()
     names = ["no label" if c == mixture.num_classes else str(c) for c in used]
-    require(not used, f"removing expert {number}, which is still routed to by the classes {', '.join(names)},", "an expert that no class is routed to",
-            "Close it first: router.open[class, expert] = False.")
+    require(
+        not used,
+        f"removing expert {number}, which is still routed to by the classes {', '.join(names)},",
+        "an expert that no class is routed to",
+        "Close it first: router.open[class, expert] = False.",
+    )
     kept = [e for e in range(len(mixture.experts)) if e != number]
-    return _rebuild(mixture, mixture.num_classes, [mixture.experts[e] for e in kept], mixture.router.table.detach()[:, kept], mixture.router.open[:, kept])
+    return _rebuild(
+        mixture,
+        mixture.num_classes,
+        [mixture.experts[e] for e in kept],
+        mixture.router.table.detach()[:, kept],
+        mixture.router.open[:, kept],
+    )
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #e41d3f08
-def _rebuild(like: MixtureOfDenoisers, num_classes: int, experts: Sequence[nn.Module], table: torch.Tensor, open_: torch.Tensor) -> MixtureOfDenoisers:
+def _rebuild(
+    like: MixtureOfDenoisers, num_classes: int, experts: Sequence[nn.Module], table: torch.Tensor, open_: torch.Tensor
+) -> MixtureOfDenoisers:
     "A mixture of experts that exist already, with a table that exists already."
     def router(num_classes: int, num_experts: int) -> LabelRouter:
         made = LabelRouter(num_classes, num_experts, min(like.router.top_k, num_experts))
         made.table, made.open = nn.Parameter(table.clone()), open_.clone()
         return made
 
-    made = MixtureOfDenoisers(like.input_shape, num_classes, router, [lambda expert=expert, **_: expert for expert in experts])
+    made = MixtureOfDenoisers(
+        like.input_shape, num_classes, router, [lambda expert=expert, **_: expert for expert in experts]
+    )
     return made.train(like.training)

@@ -6,7 +6,8 @@
 __all__ = ['TextPreprocessor', 'MultiModalPreprocessor', 'text_preprocessor', 'ImageAndText']
 
 # %% ../../nbs/24_modalities.ipynb #42713ce8
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,19 +36,29 @@ class TextPreprocessor(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "[B, N ≤ max_length] -> tokens [B, N, dim] and mask [B, N], True where there is text."
-        require(ids.shape[1] <= self.max_length, f"texts of {ids.shape[1]} bytes", f"up to max_length={self.max_length}", "`encode` cuts them.")
+        require(
+            ids.shape[1] <= self.max_length,
+            f"texts of {ids.shape[1]} bytes",
+            f"up to max_length={self.max_length}",
+            "`encode` cuts them.",
+        )
         return self.byte(ids) + self.position[:ids.shape[1]], ids != self.PAD
 
 # %% ../../nbs/24_modalities.ipynb #b999641a
 class MultiModalPreprocessor(nn.Module):
-    "Several modalities in one array: each padded to common channels by a learned type vector, then put one after the other."
+    """Several modalities in one array.
+
+    Each padded to common channels by a learned type vector, then put one after the other.
+    """
 
     def __init__(self,
         preprocessors: Mapping[str, nn.Module],  # name -> module with `token_dim`; returns tokens, or (tokens, mask)
         min_type_dim: int = 4,                   # channels that tell the widest modality's type
     ):
         super().__init__()
-        require(min_type_dim >= 1, f"min_type_dim={min_type_dim}", "1 or more, to tell modalities of the same width apart")
+        require(
+            min_type_dim >= 1, f"min_type_dim={min_type_dim}", "1 or more, to tell modalities of the same width apart"
+        )
         self.preprocessors = nn.ModuleDict(preprocessors)
         self.token_dim = max(p.token_dim for p in preprocessors.values()) + min_type_dim
         self.types = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(self.token_dim - p.token_dim))
@@ -59,14 +70,20 @@ class MultiModalPreprocessor(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:                  # tokens [B, M, token_dim] and mask [B, M]
         present = present or {}
         unknown = (set(inputs) | set(present)) - set(self.preprocessors)
-        require(bool(inputs) and not unknown, f"modalities {sorted({*inputs, *present})}", f"one or more of {sorted(self.preprocessors)}")
+        require(
+            bool(inputs) and not unknown,
+            f"modalities {sorted({*inputs, *present})}",
+            f"one or more of {sorted(self.preprocessors)}",
+        )
         tokens, masks = zip(*(self.one(name, value, present.get(name)) for name, value in inputs.items()))
         return torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
 
     def one(self, name: str, value: torch.Tensor, present: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         "Tokens [B, N, token_dim] and mask [B, N] of one modality."
         tokens = self.preprocessors[name](value)
-        tokens, mask = tokens if isinstance(tokens, tuple) else (tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
+        tokens, mask = (
+            tokens if isinstance(tokens, tuple) else (tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
+        )
         typed = torch.cat([tokens, self.types[name].expand(*tokens.shape[:2], -1)], dim=-1)
         return typed, mask if present is None else mask & present[:, None]
 
@@ -77,13 +94,22 @@ def text_preprocessor(
 ) -> TextPreprocessor:
     "The preprocessor of a set of texts."
     is_text = not isinstance(input_shape, Mapping) and len(input_shape) == 1
-    require(is_text, f"inputs of shape {_in_words(input_shape)} for model/preprocessor=text", "(N,), the bytes of a text", "For example data=docstrings.")
+    require(
+        is_text,
+        f"inputs of shape {_in_words(input_shape)} for model/preprocessor=text",
+        "(N,), the bytes of a text",
+        "For example data=docstrings.",
+    )
     return TextPreprocessor(input_shape[0], dim)
 
 # %% ../../nbs/24_modalities.ipynb #be8e931c
 def _in_words(shape: Any) -> str:
     "A shape, or a shape for each modality."
-    return ", ".join(f"{name} {tuple(part)}" for name, part in shape.items()) if isinstance(shape, Mapping) else str(tuple(shape))
+    return (
+        ", ".join(f"{name} {tuple(part)}" for name, part in shape.items())
+        if isinstance(shape, Mapping)
+        else str(tuple(shape))
+    )
 
 # %% ../../nbs/24_modalities.ipynb #a2a14071
 class ImageAndText(MultiModalPreprocessor):
@@ -96,12 +122,28 @@ class ImageAndText(MultiModalPreprocessor):
         shown: Sequence[str] = ("image", "text"),  # what the model may see; the other is masked
     ):
         fits = isinstance(input_shape, Mapping) and set(input_shape) == {"image", "text"}
-        require(fits, f"inputs of shape {_in_words(input_shape)} for model/preprocessor=image_and_text", "an image (C, H, W) and a text (N,)",
-                "For example data=digit_questions.")
-        super().__init__({"image": image(tuple(input_shape["image"])), "text": TextPreprocessor(input_shape["text"][0], dim)})
-        require(len(shown) > 0 and set(shown) <= set(self.preprocessors), f"shown={list(shown)}", f"one or more of {', '.join(self.preprocessors)}")
+        require(
+            fits,
+            f"inputs of shape {_in_words(input_shape)} for model/preprocessor=image_and_text",
+            "an image (C, H, W) and a text (N,)",
+            "For example data=digit_questions.",
+        )
+        super().__init__(
+            {"image": image(tuple(input_shape["image"])), "text": TextPreprocessor(input_shape["text"][0], dim)}
+        )
+        require(
+            len(shown) > 0 and set(shown) <= set(self.preprocessors),
+            f"shown={list(shown)}",
+            f"one or more of {', '.join(self.preprocessors)}",
+        )
         self.shown = tuple(shown)
 
-    def forward(self, inputs: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = {name: torch.zeros(len(value), dtype=torch.bool, device=value.device) for name, value in inputs.items() if name not in self.shown}
+    def forward(
+        self, inputs: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = {
+            name: torch.zeros(len(value), dtype=torch.bool, device=value.device)
+            for name, value in inputs.items()
+            if name not in self.shown
+        }
         return super().forward(inputs, {**(present or {}), **hidden})

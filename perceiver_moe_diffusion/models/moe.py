@@ -7,7 +7,8 @@ __all__ = ['Routing', 'Router', 'Expert', 'TopKRouter', 'dispatch', 'MLPExpert',
            'router_z_loss', 'NoisyTopKRouter', 'BiasBalancedRouter', 'expert_load']
 
 # %% ../../nbs/30_moe.ipynb #d6a2424f
-from typing import Any, Callable, Mapping, NamedTuple, Protocol, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -79,7 +80,10 @@ class TopKRouter(nn.Module):
         return logits
 
     def weights(self, scores: torch.Tensor, logits: torch.Tensor, expert_ids: torch.Tensor) -> torch.Tensor:
-        "[R, k] softmax over the chosen scores; with k = 1 the probability among all, since 1 would teach the router nothing."
+        """[R, k] softmax over the chosen scores.
+
+        With k = 1 the probability among all, since 1 would teach the router nothing.
+        """
         if self.top_k == 1:
             return scores.softmax(dim=-1).gather(-1, expert_ids)
         return scores.gather(-1, expert_ids).softmax(dim=-1)
@@ -116,7 +120,10 @@ def run_experts(
     rows: Sequence[torch.Tensor],          # each [R, ...]
     shared: Mapping[str, Any],             # handed to every expert as it is
 ) -> torch.Tensor:                         # [pairs, ...]
-    "Each expert on its contiguous slice: no padding, no dropped token. An idle expert runs only where gradients are wanted."
+    """Each expert on its contiguous slice: no padding, no dropped token.
+
+    An idle expert runs only where gradients are wanted.
+    """
     slices = zip(*(x.index_select(0, pairs.source).split(pairs.counts) for x in rows))
     outputs = []
     for expert, expert_rows in zip(experts, slices):
@@ -124,8 +131,11 @@ def run_experts(
             continue
         output = expert(*expert_rows, **shared)
         wanted = expert_rows[0].shape  # outputs are added up, so one of another shape is an error
-        require(output.shape == wanted, f"the expert {type(expert).__name__} with an output of shape {list(output.shape)}",
-                f"{list(wanted)}, the shape of its rows")
+        require(
+            output.shape == wanted,
+            f"the expert {type(expert).__name__} with an output of shape {list(output.shape)}",
+            f"{list(wanted)}, the shape of its rows",
+        )
         outputs.append(output)
     return torch.cat(outputs)
 
@@ -253,7 +263,10 @@ class BiasBalancedRouter(TopKRouter):
 
     @torch.no_grad()
     def after_optimizer_step(self) -> None:
-        "Raise the bias of the under-used experts, lower that of the over-used. Training calls it once per optimizer step."
+        """Raise the bias of the under-used experts, lower that of the over-used.
+
+        Training calls it once per optimizer step.
+        """
         load = all_reduce_sum(self.load)
         self.bias += self.rate * (load.mean() - load).sign()
         self.load.zero_()

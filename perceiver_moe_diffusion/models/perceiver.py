@@ -6,7 +6,8 @@
 __all__ = ['PerceiverOutput', 'PerceiverIO']
 
 # %% ../../nbs/22_perceiver.ipynb #a9ee5048
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -30,7 +31,9 @@ class Stage(nn.Module):
         self.read = Block(dim, num_heads, Dense, context_dim=input_dim)
         self.blocks = nn.ModuleList(Block(dim, num_heads, feed_forward) for _ in range(depth))
 
-    def forward(self, latents: torch.Tensor, inputs: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, list]:
+    def forward(
+        self, latents: torch.Tensor, inputs: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list]:
         latents, _ = self.read(latents, inputs, mask)
         routings = []
         for block in self.blocks:
@@ -70,7 +73,11 @@ class PerceiverIO(nn.Module):
         input_feed_forward: Callable[[int], nn.Module] = Dense,  # dense or MoE: what those are
     ):
         super().__init__()
-        for name, value, least in (("num_latents", num_latents, 1), ("num_stages", num_stages, 1), ("input_depth", input_depth, 0)):
+        for name, value, least in (
+            ("num_latents", num_latents, 1),
+            ("num_stages", num_stages, 1),
+            ("input_depth", input_depth, 0),
+        ):
             require(value >= least, f"{name}={value}", f"{least} or more")
         self.num_stages = num_stages
         self.latents = nn.Parameter(0.02 * torch.randn(num_latents, dim))
@@ -84,7 +91,7 @@ class PerceiverIO(nn.Module):
         inputs: torch.Tensor,                        # [B, M, C]
         mask: torch.Tensor | None = None,            # [B, M] bool, True = a real input, False = padding
         extra_latents: torch.Tensor | None = None,   # [B, n, dim]
-    ) -> tuple[torch.Tensor, list]:                  # latents [B, L (+ n), dim], routing of each input layer and latent block
+    ) -> tuple[torch.Tensor, list]:  # latents [B, L (+ n), dim], routing of each input layer and latent block
         "Read and process."
         routings = []
         for layer in self.input_layers:

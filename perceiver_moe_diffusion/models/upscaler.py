@@ -6,7 +6,8 @@
 __all__ = ['Upscaler', 'ConditionedUpscaler']
 
 # %% ../../nbs/27_upscaler.ipynb #2c5aca1a
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,10 @@ from .mixture_of_denoisers import MixtureOfDenoisers
 
 # %% ../../nbs/27_upscaler.ipynb #045b4d10
 class Upscaler(MixtureOfDenoisers):
-    "A mixture of denoisers that are shown the image at a fraction of its size, as further channels (Saharia et al. 2021, section 2)."
+    """A mixture of denoisers that are shown the image at a fraction of its size, as further channels (Saharia et al.
+
+    2021, section 2).
+    """
 
     @renamed_arguments(image_shape="input_shape")
     def __init__(self,
@@ -28,7 +32,11 @@ class Upscaler(MixtureOfDenoisers):
         factor: int = 2,                          # how many times smaller the small images are; divides H and W
     ):
         channels, height, width = input_shape
-        require(factor >= 2 and height % factor == 0 and width % factor == 0, f"factor={factor} for images of {height}×{width}", "a number from 2 that divides height and width")
+        require(
+            factor >= 2 and height % factor == 0 and width % factor == 0,
+            f"factor={factor} for images of {height}×{width}",
+            "a number from 2 that divides height and width",
+        )
         super().__init__((2 * channels, height, width), num_classes, router, experts)
         self.input_shape, self.factor = tuple(input_shape), factor
 
@@ -59,5 +67,6 @@ class ConditionedUpscaler:
         self.model, self.small, self.null_label = model, small, model.null_label
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor, **more: Any) -> Any:
-        small = self.small.repeat(len(x) // len(self.small), 1, 1, 1)  # guidance asks with and without label, in one batch
+        # guidance asks with and without label, in one batch
+        small = self.small.repeat(len(x) // len(self.small), 1, 1, 1)
         return self.model(x, t, label, small, **more)

@@ -6,8 +6,9 @@
 __all__ = ['Pipeline', 'SamplingPipeline']
 
 # %% ../../nbs/50_base.ipynb #1c5365dd
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self, Sequence
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -43,8 +44,11 @@ class Pipeline:
 
     def check(self) -> None:
         "The parts must fit together."
-        require(len(self.class_names) == self.model.num_classes, f"{len(self.class_names)} names for {self.model.num_classes} classes",
-                "a name for each class")
+        require(
+            len(self.class_names) == self.model.num_classes,
+            f"{len(self.class_names)} names for {self.model.num_classes} classes",
+            "a name for each class",
+        )
 
     def labels(self,
         labels: int | Sequence[int] | torch.Tensor,
@@ -56,7 +60,11 @@ class Pipeline:
             given = torch.empty(0)
         whole = given.dtype in (torch.int64, torch.int32, torch.uint8) and len(given) > 0
         ok = whole and bool(((given >= 0) & (given < self.model.num_classes)).all())
-        require(ok, f"label={labels}", f"whole numbers from 0 to {self.model.num_classes - 1} ({', '.join(self.class_names)})")
+        require(
+            ok,
+            f"label={labels}",
+            f"whole numbers from 0 to {self.model.num_classes - 1} ({', '.join(self.class_names)})",
+        )
         return given.long().to(self.device)
 
 # %% ../../nbs/50_base.ipynb #1311ba01
@@ -64,7 +72,11 @@ def find_device(
     name: torch.device | str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps", …
 ) -> torch.device:
     "The device of a name; auto: cuda, else mps, else cpu."
-    there = [kind for kind, available in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if available] + ["cpu"]
+    there = [
+        kind
+        for kind, available in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+        if available
+    ] + ["cpu"]
     if name == "auto":
         return torch.device(there[0])
     try:
@@ -93,7 +105,9 @@ class SamplingPipeline(Pipeline):
         "The sampler with some settings changed; unknown names and values that cannot work are a `UserError`."
         known = set(self.sampler.__dataclass_fields__)
         unknown = sorted(set(changes) - known)
-        require(not unknown, f"{', '.join(unknown)} for the sampler {type(self.sampler).__name__}", ", ".join(sorted(known)))
+        require(
+            not unknown, f"{', '.join(unknown)} for the sampler {type(self.sampler).__name__}", ", ".join(sorted(known))
+        )
         sampler = replace(self.sampler, **changes)
         sampler.check()
         trailing_step_pairs(self.diffusion.timesteps, sampler.steps)
@@ -101,7 +115,11 @@ class SamplingPipeline(Pipeline):
 
     def seeds(self, seed: int, n: int) -> list[tuple[int, int]]:
         "What the noise of each of n images is drawn from."
-        require(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0, f"seed={seed}", "a whole number, 0 or more")
+        require(
+            isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0,
+            f"seed={seed}",
+            "a whole number, 0 or more",
+        )
         return [(seed, i) for i in range(n)]
 
 # %% ../../nbs/50_base.ipynb #ac0ff314

@@ -6,7 +6,8 @@
 __all__ = ['ClassifierPipeline']
 
 # %% ../../nbs/52_classify.ipynb #e16be1fb
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -29,7 +30,9 @@ def move_inputs(
     device: torch.device,
 ) -> Any:
     "Inputs on a device, of one modality or of several."
-    return {name: value.to(device) for name, value in inputs.items()} if isinstance(inputs, Mapping) else inputs.to(device)
+    return (
+        {name: value.to(device) for name, value in inputs.items()} if isinstance(inputs, Mapping) else inputs.to(device)
+    )
 
 # %% ../../nbs/52_classify.ipynb #eee8926a
 class ClassifierPipeline(Pipeline):

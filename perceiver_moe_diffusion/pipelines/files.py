@@ -7,11 +7,12 @@ __all__ = ['save_pipeline', 'load_pipeline', 'load_initial_weights', 'pretrained
 
 # %% ../../nbs/54_files.ipynb #931dc29f
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,14 +59,43 @@ from .upscale import UpscalerPipeline
 
 # %% ../../nbs/54_files.ipynb #1ee765c1
 LOADABLE = (  # what a model file may ask for; anything else is refused
-    PerceiverDenoiser, Classifier, Upscaler,
-    ConvAdapter, PatchAdapter, InputQuery, PositionQuery, LearnedQuery,
-    ImagePreprocessor, ConvPreprocessor, Projected, TextPreprocessor, MultiModalPreprocessor, text_preprocessor, ImageAndText,
-    PerceiverIO, Dense, build_moe, MLPExpert, ConvExpert, AttentionExpert, RecurrentExpert,
-    TopKRouter, NoisyTopKRouter, BiasBalancedRouter,
-    MixtureOfDenoisers, ForClasses, IntervalRouter, NoiseRouter, LabelRouter,
-    Diffusion, linear, cosine, sigmoid,
-    DDPM, DDIM, DPMSolverPP,
+    PerceiverDenoiser,
+    Classifier,
+    Upscaler,
+    ConvAdapter,
+    PatchAdapter,
+    InputQuery,
+    PositionQuery,
+    LearnedQuery,
+    ImagePreprocessor,
+    ConvPreprocessor,
+    Projected,
+    TextPreprocessor,
+    MultiModalPreprocessor,
+    text_preprocessor,
+    ImageAndText,
+    PerceiverIO,
+    Dense,
+    build_moe,
+    MLPExpert,
+    ConvExpert,
+    AttentionExpert,
+    RecurrentExpert,
+    TopKRouter,
+    NoisyTopKRouter,
+    BiasBalancedRouter,
+    MixtureOfDenoisers,
+    ForClasses,
+    IntervalRouter,
+    NoiseRouter,
+    LabelRouter,
+    Diffusion,
+    linear,
+    cosine,
+    sigmoid,
+    DDPM,
+    DDIM,
+    DPMSolverPP,
 )
 PIPELINES = (GeneratorPipeline, ClassifierPipeline, UpscalerPipeline)
 FORMAT, VERSION = "perceiver_moe_diffusion", 2
@@ -96,10 +126,19 @@ def from_plain(
     if isinstance(tree, list):
         return [from_plain(item, allowed) for item in tree]
     if not isinstance(tree, dict):
-        require(not isinstance(tree, int) or abs(tree) <= MAX_CONFIG_INT, f"the number {tree} in a model's config", f"numbers up to {MAX_CONFIG_INT:,d}")
+        require(
+            not isinstance(tree, int) or abs(tree) <= MAX_CONFIG_INT,
+            f"the number {tree} in a model's config",
+            f"numbers up to {MAX_CONFIG_INT:,d}",
+        )
         return tree
     hidden = sorted(key for key in tree if key.startswith("_"))
-    require(not hidden, f"{', '.join(hidden)} in a model's config", "bare class names under \"class\"", "A model file names nothing to import.")
+    require(
+        not hidden,
+        f"{', '.join(hidden)} in a model's config",
+        "bare class names under \"class\"",
+        "A model file names nothing to import.",
+    )
     kwargs = {key: from_plain(value, allowed) for key, value in tree.items() if key not in ("class", "partial")}
     return call_allowed(tree, kwargs, allowed) if "class" in tree else kwargs
 
@@ -115,7 +154,9 @@ def call_allowed(node: dict, kwargs: dict, allowed: Iterable[Any]) -> Any:
 def save_pipeline(
     folder: Path | str,   # gets `config.json` and `model.safetensors`
     model: nn.Module,
-    config: dict,         # resolved nodes: "model" (with its shape and `num_classes`), and the parts beside it, e.g. "diffusion" and "sampler"
+    # resolved nodes: "model" (with its shape and `num_classes`), and the parts beside it, e.g. "diffusion" and
+    # "sampler"
+    config: dict,
     class_names: Sequence[str],
     levels: int,          # grey levels of a pixel in the data
     kind: str = "GeneratorPipeline",  # the class that `load_pipeline` makes of the model and the other parts
@@ -124,9 +165,18 @@ def save_pipeline(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     described = {name: to_plain(node) for name, node in config.items()}
-    about = {"format": FORMAT, "version": VERSION, "pipeline": kind, "class_names": list(class_names), "levels": levels, **described}
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "pipeline": kind,
+        "class_names": list(class_names),
+        "levels": levels,
+        **described,
+    }
     with atomic_write(folder / "model.safetensors") as file:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, file, metadata={"format": "pt"})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, file, metadata={"format": "pt"}
+        )
     with atomic_write(folder / "config.json") as file:
         file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -155,7 +205,9 @@ def _renamed(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     new = {RENAMED_SETTINGS.get(key, key): _renamed(value) for key, value in tree.items()}
-    return {**new, "class": RENAMED_CLASSES.get(new["class"], new["class"])} if isinstance(new.get("class"), str) else new
+    return (
+        {**new, "class": RENAMED_CLASSES.get(new["class"], new["class"])} if isinstance(new.get("class"), str) else new
+    )
 
 # %% ../../nbs/54_files.ipynb #44b43b3f
 def _refuse_constant(name: str) -> None:
@@ -166,27 +218,40 @@ def _refuse_constant(name: str) -> None:
 def read_config(path: Path) -> dict:
     "The JSON file of a model, checked for format and version."
     if not path.is_file():
-        raise UserError(f"There is no model at {path.parent}: {path.name} is missing. Give a run folder made by pmd-train.")
+        raise UserError(
+            f"There is no model at {path.parent}: {path.name} is missing. Give a run folder made by pmd-train."
+        )
     try:
         about = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({one_line(error)}). The file is damaged: copy it again, or train again.") from error
+        raise UserError(
+            f"{path} cannot be read as JSON ({one_line(error)}). The file is damaged: copy it again, or train again."
+        ) from error
     if not (isinstance(about, dict) and about.get("format") == FORMAT):
-        raise UserError(f'{path} is not a model of this package (it lacks "format": "{FORMAT}"). Give a run folder made by pmd-train.')
+        raise UserError(f'{path} is not a model of this package (it lacks "format": "{FORMAT}"). Give a run folder '
+                        'made by pmd-train.')
     version = about.get("version")
-    require(version in range(1, VERSION + 1), f"model format version {version}", f"1 to {VERSION}", "Install the version that wrote it.")
+    require(
+        version in range(1, VERSION + 1),
+        f"model format version {version}",
+        f"1 to {VERSION}",
+        "Install the version that wrote it.",
+    )
     return upgraded(about)
 
 # %% ../../nbs/54_files.ipynb #ee965f7c
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     "The tensors of a safetensors file. Anything else, a pickle above all, is refused unopened."
     if not path.is_file():
-        raise UserError(f"There are no weights at {path.parent}: {path.name} is missing. Copy it again, or train again.")
+        raise UserError(
+            f"There are no weights at {path.parent}: {path.name} is missing. Copy it again, or train again."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({one_line(error)}). It is truncated or of another kind: copy it again, or train again.") from error
+        raise UserError(f"{path} cannot be read as safetensors ({one_line(error)}). It is truncated or of another "
+                        "kind: copy it again, or train again.") from error
 
 # %% ../../nbs/54_files.ipynb #9adbe03e
 @contextmanager
@@ -197,7 +262,11 @@ def on_meta_device(limit: int) -> Iterator[None]:
     def count(module: nn.Module, name: str, weight: nn.Parameter) -> None:
         nonlocal seen
         seen += 1
-        require(seen <= 2 * limit + 100, "a config that describes far more weights than model.safetensors holds", f"about {limit} weights")
+        require(
+            seen <= 2 * limit + 100,
+            "a config that describes far more weights than model.safetensors holds",
+            f"about {limit} weights",
+        )
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -211,31 +280,50 @@ def check_weights(sketch: nn.Module, weights: dict[str, torch.Tensor], path: Pat
     "Names, shapes, types and finiteness of weights, against the model that they are for."
     wanted = sketch.state_dict()
     missing, surplus = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
-    require(not missing and not surplus, f"{path} with weights that do not fit its config (missing: {missing[:3]}, surplus: {surplus[:3]})",
-            "exactly the weights that config.json describes")
+    require(
+        not missing and not surplus,
+        f"{path} with weights that do not fit its config (missing: {missing[:3]}, surplus: {surplus[:3]})",
+        "exactly the weights that config.json describes",
+    )
     for name, tensor in wanted.items():
         given = weights[name]
-        halved = given.dtype == torch.float16 and tensor.dtype == torch.float32  # a file may store weights at half precision
-        require(given.shape == tensor.shape and (given.dtype == tensor.dtype or halved),
-                f"{path}: {name} of shape {tuple(given.shape)}, {given.dtype}", f"shape {tuple(tensor.shape)}, {tensor.dtype}")
+        # a file may store weights at half precision
+        halved = given.dtype == torch.float16 and tensor.dtype == torch.float32
+        require(
+            given.shape == tensor.shape and (given.dtype == tensor.dtype or halved),
+            f"{path}: {name} of shape {tuple(given.shape)}, {given.dtype}",
+            f"shape {tuple(tensor.shape)}, {tensor.dtype}",
+        )
         require(bool(given.isfinite().all()), f"{path}: {name} with NaN or infinite values", "finite weights")
     for name, tensor in sketch.named_buffers():  # tables that are computed rather than stored, e.g. positions
-        require(name in wanted or tensor.numel() <= 2**24, f"{path}: a table {name} of {tensor.numel():,d} numbers", f"up to {2**24:,d}")
+        require(
+            name in wanted or tensor.numel() <= 2**24,
+            f"{path}: a table {name} of {tensor.numel():,d} numbers",
+            f"up to {2**24:,d}",
+        )
 
 # %% ../../nbs/54_files.ipynb #3380ced6
 def load_pipeline(
     folder: Path | str,           # a run folder, or any folder with the two files
     extra: Iterable[Any] = (),    # classes of your own that the file may name
 ) -> Any:                         # a pipeline of the kind that was saved
-    "Read a model. Everything is checked before any weight is used: format, version, classes, names, shapes, types, finiteness."
+    """Read a model. Everything is checked before any weight is used.
+
+    Format, version, classes, names, shapes, types, finiteness.
+    """
     path = Path(folder) / "config.json"
     about, weights, allowed = read_config(path), read_weights(path.with_name("model.safetensors")), (*LOADABLE, *extra)
     try:
         with on_meta_device(len(weights)):
             sketch = from_plain(about["model"], allowed)
         check_weights(sketch, weights, path.with_name("model.safetensors"))
-        with torch.random.fork_rng(devices=[]):  # the initial weights are thrown away: draw them from a stream of their own
-            parts = {name: from_plain(node, allowed) for name, node in about.items() if isinstance(node, dict) and "class" in node}
+        # the initial weights are thrown away: draw them from a stream of their own
+        with torch.random.fork_rng(devices=[]):
+            parts = {
+                name: from_plain(node, allowed)
+                for name, node in about.items()
+                if isinstance(node, dict) and "class" in node
+            }
         pipeline = kind_of(about, extra)(**parts, class_names=[str(name) for name in about["class_names"]])
         pipeline.check()
     except UserError:
@@ -260,16 +348,32 @@ def load_initial_weights(
     fresh: Sequence[str] = (),    # parts of the model that keep the weights they have, e.g. "core.head"
 ) -> None:
     "Give a model the weights of a trained one that has the same parts."
-    path, own, inside = Path(folder) / "model.safetensors", model.state_dict(), lambda name: any(f"{name}.".startswith(f"{part}.") for part in fresh)
+    path, own, inside = (
+        Path(folder) / "model.safetensors",
+        model.state_dict(),
+        lambda name: any(f"{name}.".startswith(f"{part}.") for part in fresh),
+    )
     read_config(path.with_name("config.json"))
     for part in fresh:
-        require(any(f"{name}.".startswith(f"{part}.") for name in own), f"fresh=[{part}]", "parts of the model, such as " + ", ".join(name for name, _ in model.named_children()))
+        require(
+            any(f"{name}.".startswith(f"{part}.") for name in own),
+            f"fresh=[{part}]",
+            "parts of the model, such as " + ", ".join(name for name, _ in model.named_children()),
+        )
     given = {name: weight for name, weight in read_weights(path).items() if not inside(name)}
     shape = lambda weights, name: list(weights[name].shape) if name in weights else "missing"
     for name in sorted({*given, *(name for name in own if not inside(name))}):
-        require(shape(given, name) == shape(own, name), f"init={folder}, where {name} is {shape(given, name)} and here {shape(own, name)},", "a run of the same model",
-                f"Give the model settings of that run, or let the part start anew: fresh=[{name.rpartition('.')[0]}].")
-        require(bool(given[name].isfinite().all()), f"init={folder}, where {name} has NaN or infinite values,", "finite weights")
+        require(
+            shape(given, name) == shape(own, name),
+            f"init={folder}, where {name} is {shape(given, name)} and here {shape(own, name)},",
+            "a run of the same model",
+            f"Give the model settings of that run, or let the part start anew: fresh=[{name.rpartition('.')[0]}].",
+        )
+        require(
+            bool(given[name].isfinite().all()),
+            f"init={folder}, where {name} has NaN or infinite values,",
+            "finite weights",
+        )
     model.load_state_dict({**own, **given})
 
 # %% ../../nbs/54_files.ipynb #27f748a6
@@ -282,8 +386,12 @@ def pretrained_folders() -> dict[str, Path]:  # name -> folder
 def pretrained_folder(name: str) -> Path:
     "The folder of a model that comes with the package."
     folders = pretrained_folders()
-    require(name in folders, f"the pretrained model {name!r}", ", ".join(folders) or "none: this installation holds no models",
-            "For a model of your own: load_pipeline(RUN_FOLDER).")
+    require(
+        name in folders,
+        f"the pretrained model {name!r}",
+        ", ".join(folders) or "none: this installation holds no models",
+        "For a model of your own: load_pipeline(RUN_FOLDER).",
+    )
     return folders[name]
 
 # %% ../../nbs/54_files.ipynb #925cd6e6

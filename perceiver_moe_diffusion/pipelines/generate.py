@@ -6,9 +6,10 @@
 __all__ = ['GeneratorPipeline']
 
 # %% ../../nbs/51_generate.ipynb #9042a68b
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -24,8 +25,16 @@ class GeneratorPipeline(SamplingPipeline):
 
     def check(self) -> None:
         "Each part must be of its kind, and they must fit together."
-        fits = isinstance(self.diffusion, Diffusion) and isinstance(self.sampler, Sampler) and len(self.class_names) == self.model.num_classes
-        require(fits, "a pipeline of other parts", "a model, a diffusion and a sampler that fit together, and a name for each class of the model")
+        fits = (
+            isinstance(self.diffusion, Diffusion)
+            and isinstance(self.sampler, Sampler)
+            and len(self.class_names) == self.model.num_classes
+        )
+        require(
+            fits,
+            "a pipeline of other parts",
+            "a model, a diffusion and a sampler that fit together, and a name for each class of the model",
+        )
         self.settings()
 
     def sample(self,
@@ -38,12 +47,18 @@ class GeneratorPipeline(SamplingPipeline):
         "Draw images. `guidance_scale` may be a tensor [N]: a scale of its own for each image."
         labels, sampler = self.labels(labels), self.settings(**changes)
         seeds, scale = self.seeds(seed, len(labels)), sampler.guidance_scale
-        require(not torch.is_tensor(scale) or scale.shape == labels.shape, "guidance_scale as a tensor of another length", f"one number, or [{len(labels)}]")
+        require(
+            not torch.is_tensor(scale) or scale.shape == labels.shape,
+            "guidance_scale as a tensor of another length",
+            f"one number, or [{len(labels)}]",
+        )
         bar = partial(tqdm, total=sampler.steps, desc="sampling") if progress else None
         images = []
         for part in portions(len(labels), batch_size):
             own = replace(sampler, guidance_scale=scale[part]) if torch.is_tensor(scale) else sampler
-            images.append(own.sample(self.model, self.diffusion, labels[part], self.model.input_shape, seeds[part], bar))
+            images.append(
+                own.sample(self.model, self.diffusion, labels[part], self.model.input_shape, seeds[part], bar)
+            )
         return torch.cat(images)
 
     def steps(self,
@@ -56,6 +71,8 @@ class GeneratorPipeline(SamplingPipeline):
         noise = NoiseStream(self.seeds(seed, len(labels)), self.model.input_shape, self.device)
         return sampler.iterate(self.model, self.diffusion, labels, noise.draw(1)[0], noise)
 
-    def trajectory(self, labels: int | Sequence[int] | torch.Tensor, seed: int = 0, **changes: Any) -> list[SamplerStep]:
+    def trajectory(
+        self, labels: int | Sequence[int] | torch.Tensor, seed: int = 0, **changes: Any
+    ) -> list[SamplerStep]:
         "All `steps` of a sampling."
         return list(self.steps(labels, seed, **changes))

@@ -22,8 +22,17 @@ class UpscalerPipeline(SamplingPipeline):
 
     def check(self) -> None:
         "Each part must be of its kind."
-        fits = isinstance(self.model, Upscaler) and isinstance(self.diffusion, Diffusion) and isinstance(self.sampler, Sampler)
-        require(fits, f"pipeline=upscaler with a {type(self.model).__name__}", "an Upscaler, a diffusion and a sampler", "Use experiment=meme_upscale.")
+        fits = (
+            isinstance(self.model, Upscaler)
+            and isinstance(self.diffusion, Diffusion)
+            and isinstance(self.sampler, Sampler)
+        )
+        require(
+            fits,
+            f"pipeline=upscaler with a {type(self.model).__name__}",
+            "an Upscaler, a diffusion and a sampler",
+            "Use experiment=meme_upscale.",
+        )
         self.settings()
 
     def upscale(self,
@@ -35,10 +44,17 @@ class UpscalerPipeline(SamplingPipeline):
         "Enlarge images; no label is shown, and so nothing is guided."
         channels, height, width = self.model.input_shape
         shape = (channels, height // self.model.factor, width // self.model.factor)
-        require(torch.is_tensor(small) and small.ndim == 4 and small.shape[1:] == shape,
-                f"small images of shape {tuple(small.shape[1:]) if torch.is_tensor(small) else type(small).__name__}", f"{shape}, which this model enlarges")
-        require("guidance_scale" not in changes, "guidance_scale for an upscaler", "steps and the other settings of its sampler",
-                "No label is shown, so there is nothing to guide.")
+        require(
+            torch.is_tensor(small) and small.ndim == 4 and small.shape[1:] == shape,
+            f"small images of shape {tuple(small.shape[1:]) if torch.is_tensor(small) else type(small).__name__}",
+            f"{shape}, which this model enlarges",
+        )
+        require(
+            "guidance_scale" not in changes,
+            "guidance_scale for an upscaler",
+            "steps and the other settings of its sampler",
+            "No label is shown, so there is nothing to guide.",
+        )
         sampler, seeds = self.settings(guidance_scale=1.0, **changes), self.seeds(seed, len(small))
         none = torch.full((len(small),), self.model.null_label, device=self.device)
         images = []

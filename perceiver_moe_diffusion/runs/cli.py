@@ -7,9 +7,9 @@ __all__ = ['pmd_train', 'pmd_sample', 'pmd_evaluate']
 
 # %% ../../nbs/89_cli.ipynb #e47c5e0d
 import sys
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Callable, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,12 +28,23 @@ def sample_images(config: DictConfig) -> Path:  # the picture
     out = Path(config.out)
     require(out.suffix == ".png" and not out.is_dir(), f"out={out}", "a file name that ends in .png")
     require(out.parent.is_dir(), f"out={out}", "a file in a folder that exists")
-    require((config.run is None) != (config.model is None), f"{'neither' if config.run is None else 'both'} of run and model",
-            "exactly one of the two", f"Give run=RUN_FOLDER, or model=NAME for a model that comes with the package: {', '.join(pretrained_folders())}.")
+    require(
+        (config.run is None) != (config.model is None),
+        f"{'neither' if config.run is None else 'both'} of run and model",
+        "exactly one of the two",
+        "Give run=RUN_FOLDER, or model=NAME for a model that comes with the package: "
+        f"{', '.join(pretrained_folders())}.",
+    )
     pipeline = from_pretrained(config.model) if config.run is None else load_pipeline(config.run)
-    require(isinstance(pipeline, GeneratorPipeline), f"run={config.run}, a {type(pipeline).__name__},", "a run that trained a generator (task=generate)")
+    require(
+        isinstance(pipeline, GeneratorPipeline),
+        f"run={config.run}, a {type(pipeline).__name__},",
+        "a run that trained a generator (task=generate)",
+    )
     pipeline.to(config.device).sampler = instantiate_node(config.sampler)
-    wanted = pipeline.labels(range(pipeline.model.num_classes) if config.label is None else to_container(config)["label"])
+    wanted = pipeline.labels(
+        range(pipeline.model.num_classes) if config.label is None else to_container(config)["label"]
+    )
     pipeline.settings()
     check_writable(out.parent, "out")
     keep_memory()
@@ -45,21 +56,35 @@ def sample_images(config: DictConfig) -> Path:  # the picture
 # %% ../../nbs/89_cli.ipynb #56cd4efe
 def help_text(name: str, config_name: str, about: str, multirun: bool) -> str:
     "What --help prints: usage, options, and the root file of the command, which is short, commented YAML."
-    lines = [f"{name}: {about}", "", f"usage: {name} [KEY=VALUE …]{' [-m]' if multirun else ''} [--cfg]", "",
-             "--cfg  print the configuration and stop", *(["-m     run every combination of values, as in seed=0,1"] if multirun else []), "",
-             f"The settings and their defaults ({name} --cfg shows all):", "",
-             files("perceiver_moe_diffusion.conf").joinpath(f"{config_name}.yaml").read_text(encoding="utf-8")]
+    lines = [
+        f"{name}: {about}",
+        "",
+        f"usage: {name} [KEY=VALUE …]{' [-m]' if multirun else ''} [--cfg]",
+        "",
+        "--cfg  print the configuration and stop",
+        *(["-m     run every combination of values, as in seed=0,1"] if multirun else []),
+        "",
+        f"The settings and their defaults ({name} --cfg shows all):",
+        "",
+        files("perceiver_moe_diffusion.conf").joinpath(f"{config_name}.yaml").read_text(encoding="utf-8"),
+    ]
     return "\n".join(lines)
 
 
-def dispatch_command(name: str, config_name: str, action: Callable, about: str, arguments: Sequence[str], multirun: Callable | None) -> None:
+def dispatch_command(
+    name: str, config_name: str, action: Callable, about: str, arguments: Sequence[str], multirun: Callable | None
+) -> None:
     "Do what a command line asks for."
     options = {a for a in arguments if a.startswith("-")}
     overrides = [a for a in arguments if not a.startswith("-")]
     if options & {"-h", "--help"}:
         return print(help_text(name, config_name, about, multirun is not None))
     allowed = ["--help", "--cfg", *(["-m"] if multirun else [])]
-    require(options <= {*allowed, *(["--multirun"] if multirun else [])}, f"option {' '.join(sorted(options))}", ", ".join(allowed))
+    require(
+        options <= {*allowed, *(["--multirun"] if multirun else [])},
+        f"option {' '.join(sorted(options))}",
+        ", ".join(allowed),
+    )
     if multirun and options & {"-m", "--multirun"}:
         return multirun(overrides)
     config = load_config(overrides, config_name)
@@ -78,7 +103,9 @@ def command(
 ) -> None:
     "Read a command line and run it; a person's mistake is one line and exit status 2, Ctrl-C is status 130."
     try:
-        return dispatch_command(name, config_name, action, about, list(sys.argv[1:] if arguments is None else arguments), multirun)
+        return dispatch_command(
+            name, config_name, action, about, list(sys.argv[1:] if arguments is None else arguments), multirun
+        )
     except UserError as error:
         message, status = str(error), 2
     except KeyboardInterrupt as stopped:
@@ -91,7 +118,9 @@ def command(
 def pmd_train(arguments: Sequence[str] | None = None) -> None:
     "`pmd-train`: train a model, or with -m one for every combination of settings."
     def run(config: DictConfig, overrides: Sequence[str]) -> None:
-        from perceiver_moe_diffusion.runs.train import train  # Lightning takes seconds to import, and a mistake should not wait for it
+        from perceiver_moe_diffusion.runs.train import (
+            train,  # Lightning takes seconds to import, and a mistake should not wait for it
+        )
         train(config, overrides)
 
     def multirun(overrides: Sequence[str]) -> None:
@@ -102,7 +131,9 @@ def pmd_train(arguments: Sequence[str] | None = None) -> None:
 
 def pmd_sample(arguments: Sequence[str] | None = None) -> None:
     "`pmd-sample`: draw images from a trained model."
-    command("pmd-sample", "sample", lambda config, _: sample_images(config), "draw images from a trained model", arguments)
+    command(
+        "pmd-sample", "sample", lambda config, _: sample_images(config), "draw images from a trained model", arguments
+    )
 
 
 def pmd_evaluate(arguments: Sequence[str] | None = None) -> None:

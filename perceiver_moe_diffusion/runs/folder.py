@@ -31,12 +31,21 @@ def choose_folder(config: DictConfig) -> Path:
         require((folder / CHECKPOINT).is_file(), f"resume={folder}", f"a run folder that holds {CHECKPOINT}")
         same_settings(config, folder)
         return folder
-    require(config.run_dir or "TORCHELASTIC_RUN_ID" not in os.environ, "torchrun without run_dir", "run_dir=PATH, a folder that all processes know")
+    require(
+        config.run_dir or "TORCHELASTIC_RUN_ID" not in os.environ,
+        "torchrun without run_dir",
+        "run_dir=PATH, a folder that all processes know",
+    )
     data = config.data.dataset._target_.rpartition(".")[2]
     default = f"runs/{datetime.now():%Y%m%d-%H%M%S}-{data}-seed{config.seed}"
     folder = Path(os.environ.get(RUN_DIR) or config.run_dir or default)
     occupied = process_rank() == 0 and folder.is_dir() and any(folder.iterdir())
-    require(not occupied, f"run_dir={folder}, which holds files already,", "a new or empty folder", f"To go on with the run in it: resume={folder}")
+    require(
+        not occupied,
+        f"run_dir={folder}, which holds files already,",
+        "a new or empty folder",
+        f"To go on with the run in it: resume={folder}",
+    )
     return folder
 
 
@@ -48,7 +57,9 @@ def check_writable(folder: Path, setting: str) -> None:
             pass
         (folder / ".writable").unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"The folder {folder} cannot be written ({error.strerror}). Choose another: {setting}=PATH.") from error
+        raise UserError(
+            f"The folder {folder} cannot be written ({error.strerror}). Choose another: {setting}=PATH."
+        ) from error
 
 # %% ../../nbs/84_folder.ipynb #bd7f19e0
 RESUME_MAY_CHANGE = ("resume", "run_dir", "checkpoint_every", *(f"trainer.{name}" for name in (
@@ -60,7 +71,11 @@ def flatten_keys(tree: Any, prefix: str = "") -> dict[str, Any]:
     "A nested configuration as {\"dotted.name\": value}."
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {name: value for key, node in tree.items() for name, value in flatten_keys(node, f"{prefix}.{key}".strip(".")).items()}
+    return {
+        name: value
+        for key, node in tree.items()
+        for name, value in flatten_keys(node, f"{prefix}.{key}".strip(".")).items()
+    }
 
 
 def to_container(node: DictConfig) -> dict:
@@ -75,7 +90,10 @@ def write_settings(config: DictConfig, folder: Path) -> None:
 
 
 def open_folder(config: DictConfig, folder: Path) -> None:
-    "Make the folder of a run, and write its settings into a new one. Processes that are started later find it by `PMD_RUN_DIR`."
+    """Make the folder of a run, and write its settings into a new one.
+
+    Processes that are started later find it by `PMD_RUN_DIR`.
+    """
     check_writable(folder, "run_dir")
     if config.resume is None and process_rank() == 0:
         write_settings(config, folder)
@@ -88,11 +106,18 @@ def saved_settings(folder: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         settings = flatten_keys(OmegaConf.to_container(OmegaConf.create(text), resolve=False))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}). Without it the settings of the run are not known.") from error
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}). Without it the settings of the run are not known."
+        ) from error
     told = re.match(r"# format (\d+)\n", text)
     version = int(told.group(1)) if told else 1
-    require(version <= RUN_FORMAT, f"{path} of format {version}", f"1 to {RUN_FORMAT}", "Install the version that wrote it.")
-    return {".".join(RENAMED_SETTINGS.get(part, part) for part in name.split(".")): value for name, value in settings.items()}
+    require(
+        version <= RUN_FORMAT, f"{path} of format {version}", f"1 to {RUN_FORMAT}", "Install the version that wrote it."
+    )
+    return {
+        ".".join(RENAMED_SETTINGS.get(part, part) for part in name.split(".")): value
+        for name, value in settings.items()
+    }
 
 
 def comparable(name: str, value: Any) -> Any:
@@ -107,8 +132,12 @@ def same_settings(config: DictConfig, folder: Path) -> None:
     "Refuse to resume a run with settings other than its own."
     saved, now = saved_settings(folder), flatten_keys(to_container(OmegaConf.create(OmegaConf.to_yaml(config))))
     changed = [name for name in {*saved, *now} if comparable(name, saved.get(name)) != comparable(name, now.get(name))]
-    differ = sorted((name for name in changed if name not in RESUME_MAY_CHANGE), key=lambda name: (name.count("."), name))
+    differ = sorted(
+        (name for name in changed if name not in RESUME_MAY_CHANGE), key=lambda name: (name.count("."), name)
+    )
     if differ:
         name = differ[0]
-        raise UserError(f"resume={folder} with {name}={now.get(name)} is not possible: the run has {name}={saved.get(name)}. "
-                        "Give the same settings as in the first part of the run.")
+        raise UserError(
+            f"resume={folder} with {name}={now.get(name)} is not possible: the run has {name}={saved.get(name)}. "
+            "Give the same settings as in the first part of the run."
+        )

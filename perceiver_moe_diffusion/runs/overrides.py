@@ -9,12 +9,13 @@ __all__ = ['load_config']
 import difflib
 import inspect
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -48,7 +49,10 @@ def package_conf() -> Iterator[None]:
 def read_override(
     text: str,     # "KEY=VALUE"
 ) -> Override:
-    "An override as Hydra reads it. A value with signs that Hydra would stumble over, such as a path with a `=`, is taken as it stands."
+    """An override as Hydra reads it.
+
+    A value with signs that Hydra would stumble over, such as a path with a `=`, is taken as it stands.
+    """
     parser, (key, equals, value) = OverridesParser.create(), text.partition("=")
     quoted = value.replace("'", "\\'")
     try:
@@ -77,7 +81,8 @@ def library_sentence(error: BaseException) -> str:
 
 
 HINTS = {"Multiple values for": "It is chosen already: leave out the +.",
-         "No match in the defaults list": "The option chosen above it has no such part; for example, moe/router needs moe=mixture."}
+         "No match in the defaults list": "The option chosen above it has no such part; for example, moe/router needs "
+                                          "moe=mixture."}
 
 
 def compose_config(name: str, overrides: Sequence[Override]) -> DictConfig:
@@ -105,22 +110,36 @@ def group_options(
 
 
 def is_option(override: Override, search: Sequence[Override]) -> bool:
-    "Whether an override chooses a file of a group; an option that the group lacks is refused, with the nearest one that it has."
+    """Whether an override chooses a file of a group.
+
+    An option that the group lacks is refused, with the nearest one that it has.
+    """
     for other in search:
         check_searchpath(other)
     options, option = group_options(override.key_or_group, search), override.value()
     if options and option not in options:
-        raise UserError(f"{override.input_line} is not possible; allowed for {override.key_or_group}: {', '.join(options)}." + suggestion(str(option), options))
+        raise UserError(
+            f"{override.input_line} is not possible; allowed for {override.key_or_group}: {', '.join(options)}."
+            + suggestion(str(option), options)
+        )
     return bool(options)
 
 
 def check_searchpath(override: Override) -> None:
     "Refuse a folder of further YAML files that is not there; Hydra would only warn."
     paths = override.value()
-    require(isinstance(paths, list) and all(isinstance(path, str) for path in paths), override.input_line, f"a list of folders, {SEARCHPATH}=[PATH]")
+    require(
+        isinstance(paths, list) and all(isinstance(path, str) for path in paths),
+        override.input_line,
+        f"a list of folders, {SEARCHPATH}=[PATH]",
+    )
     for path in paths:
         try:
-            there = find_spec(path.removeprefix("pkg://")) if path.startswith("pkg://") else Path(path.removeprefix("file://")).is_dir()
+            there = (
+                find_spec(path.removeprefix("pkg://"))
+                if path.startswith("pkg://")
+                else Path(path.removeprefix("file://")).is_dir()
+            )
         except ModuleNotFoundError:
             there = False
         require(bool(there), f"{SEARCHPATH}=[{path}]", "a folder that exists, or pkg://PACKAGE")
@@ -145,7 +164,13 @@ def flatten_nodes(node: DictConfig, prefix: str = "") -> dict[str, Any]:  # dott
 def set_value(config: DictConfig, override: Override, search: Sequence[Override]) -> None:
     "Apply an override as Hydra does, once it is known that something reads it."
     check_key(config, override, search)
-    OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=override.is_add() or override.is_force_add())
+    OmegaConf.update(
+        config,
+        override.key_or_group,
+        override.value(),
+        merge=True,
+        force_add=override.is_add() or override.is_force_add(),
+    )
 
 
 def check_key(config: DictConfig, override: Override, search: Sequence[Override]) -> None:
@@ -166,7 +191,11 @@ def check_key(config: DictConfig, override: Override, search: Sequence[Override]
         return
     nodes = [k.replace(".", "/") for k, node in known.items() if isinstance(node, DictConfig)]
     groups = [] if "." in key else [k for k in nodes if group_options(k, search)]
-    hint = f" Did you mean +{key}?" if leaf in accepted else suggestion(key.lower(), groups) or nearest(key, known, accepted)
+    hint = (
+        f" Did you mean +{key}?"
+        if leaf in accepted
+        else suggestion(key.lower(), groups) or nearest(key, known, accepted)
+    )
     raise UserError(f"There is no setting {key!r}.{hint}")
 
 
@@ -177,12 +206,16 @@ def nearest(
 ) -> str:
     "A hint: the setting of that name elsewhere, one with nearly that name, or what there is."
     parent, _, leaf = key.rpartition(".")
-    last = {k: k.rpartition(".")[2] for k, node in known.items() if not isinstance(node, DictConfig) and not k.endswith("_")}
+    last = {
+        k: k.rpartition(".")[2] for k, node in known.items() if not isinstance(node, DictConfig) and not k.endswith("_")
+    }
     beside = [name for k, name in last.items() if k.rpartition(".")[0] == parent]
     if leaf in last.values():
         names = [leaf]
     else:
-        names = difflib.get_close_matches(leaf, beside, n=1) or difflib.get_close_matches(leaf, last.values(), n=1, cutoff=0.8)
+        names = difflib.get_close_matches(leaf, beside, n=1) or difflib.get_close_matches(
+            leaf, last.values(), n=1, cutoff=0.8
+        )
     near = difflib.get_close_matches(key, [k for k, name in last.items() if name in names], n=1, cutoff=0)
     near = near or [f"+{parent}.{name}" for name in difflib.get_close_matches(leaf, accepted, n=1)]
     if near:
@@ -208,13 +241,21 @@ def settings_before_nodes(config: DictConfig) -> list[tuple[str, Any]]:
     def rank(name: str) -> int:
         return 2 if isinstance(config._get_node(name), DictConfig) else OmegaConf.is_interpolation(config, name)
     items = [(name, config[name]) for name in sorted(config, key=rank)]
-    return [(name, value) for name, value in items if not (isinstance(value, DictConfig) and OmegaConf.is_interpolation(config, name))]
+    return [
+        (name, value)
+        for name, value in items
+        if not (isinstance(value, DictConfig) and OmegaConf.is_interpolation(config, name))
+    ]
 
 
 def check_ranges(config: DictConfig, path: str = "") -> None:
     "Check every number that a schema gives a range; no number may be NaN or infinite."
     schema = OmegaConf.get_type(config)
-    limits = {f.name: f.metadata for f in fields(schema) if "low" in f.metadata} if hasattr(schema, "__dataclass_fields__") else {}
+    limits = (
+        {f.name: f.metadata for f in fields(schema) if "low" in f.metadata}
+        if hasattr(schema, "__dataclass_fields__")
+        else {}
+    )
     for name, value in settings_before_nodes(config):
         where = f"{path}{name}"
         if isinstance(value, DictConfig):
@@ -222,7 +263,11 @@ def check_ranges(config: DictConfig, path: str = "") -> None:
             continue
         limit = limits.get(name, {"low": -math.inf, "high": math.inf, "length": None})
         length = limit["length"]
-        require(length is None or value is None or len(value) == length, f"{where}={value}", f"{length} numbers, {where}=[A,B]")
+        require(
+            length is None or value is None or len(value) == length,
+            f"{where}={value}",
+            f"{length} numbers, {where}=[A,B]",
+        )
         for number in value if isinstance(value, ListConfig) else [value]:
             if isinstance(number, (int, float)):
                 check_number(f"{where}={value}", number, limit["low"], limit["high"])
@@ -230,7 +275,9 @@ def check_ranges(config: DictConfig, path: str = "") -> None:
 
 def check_number(given: str, number: float, low: float, high: float) -> None:
     "Refuse a number outside [low, high]."
-    allowed = "a finite number" if low == -math.inf else f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+    allowed = (
+        "a finite number" if low == -math.inf else f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+    )
     require(math.isfinite(number) and low <= number <= high, given, allowed)
 
 # %% ../../nbs/82_overrides.ipynb #15354ec0
@@ -244,8 +291,11 @@ def accepted_keys(
     try:
         target = resolve_name(node["_target_"])
     except Exception as error:
-        raise UserError(f"{path}._target_={node['_target_']} cannot be imported ({str(error).splitlines()[0]}). Give the full name, package.module.Class; "
-                        "Python finds a file of your own if its folder is in the environment variable PYTHONPATH.") from error
+        raise UserError(
+            f"{path}._target_={node['_target_']} cannot be imported ({str(error).splitlines()[0]}). Give the full "
+            "name, package.module.Class; "
+            "Python finds a file of your own if its folder is in the environment variable PYTHONPATH."
+        ) from error
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # some functions written in C say nothing about themselves
@@ -255,7 +305,8 @@ def accepted_keys(
     return {p.name: p.annotation for p in parameters}
 
 
-PRIMITIVES = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}  # what a parameter of such a type may be given
+# what a parameter of such a type may be given
+PRIMITIVES = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
 
 
 def check_targets(config: DictConfig, path: str = "") -> None:
@@ -275,7 +326,10 @@ def check_targets(config: DictConfig, path: str = "") -> None:
 def check_parameter(where: str, name: str, value: Any, accepted: dict[str, Any], target: str) -> None:
     "Refuse what a class does not take: another name, or a value of another type."
     if name not in accepted:
-        raise UserError(f"There is no setting {where!r}: {target} takes {', '.join(sorted(accepted))}." + suggestion(name, sorted(accepted)))
+        raise UserError(
+            f"There is no setting {where!r}: {target} takes {', '.join(sorted(accepted))}."
+            + suggestion(name, sorted(accepted))
+        )
     types = PRIMITIVES.get(accepted[name])
     fits = types is None or (isinstance(value, types) and isinstance(value, bool) == (types == (bool,)))
     require(fits, f"{where}={value!r}", f"a value of type {getattr(accepted[name], '__name__', '')}")
@@ -289,7 +343,8 @@ def load_config(
     with package_conf():
         parsed = [read_override(text) for text in overrides]
         search = [o for o in parsed if o.key_or_group == SEARCHPATH]
-        plain = {f.name for f in fields(ROOT_SCHEMAS[name])}  # settings at the top, e.g. pmd-sample's `model`, which names no file of the group `model`
+        # settings at the top, e.g. pmd-sample's `model`, which names no file of the group `model`
+        plain = {f.name for f in fields(ROOT_SCHEMAS[name])}
         options = [o for o in parsed if o.key_or_group not in plain and is_option(o, search)]
         config = compose_config(name, search + options)
         settings = [o for o in parsed if o not in search + options]

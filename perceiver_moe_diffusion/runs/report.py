@@ -35,15 +35,34 @@ def save_log(folder: Path) -> None:
     "`metrics.csv` and `loss.png` from the logs of a run."
     rows = read_logs(folder)
     write_table(folder / "metrics.csv", rows, ["step", "loss", "val_loss"])
-    curves = {name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)] for name in ("loss", "val_loss")}
-    save_figure(show_curves({name: tuple(zip(*points)) for name, points in curves.items() if points}, "step", "loss", logy=True), folder / "loss.png")
+    curves = {
+        name: [(int(row["step"]), float(row[name])) for row in rows if row.get(name)] for name in ("loss", "val_loss")
+    }
+    save_figure(
+        show_curves(
+            {name: tuple(zip(*points)) for name, points in curves.items() if points}, "step", "loss", logy=True
+        ),
+        folder / "loss.png",
+    )
 
 # %% ../../nbs/87_report.ipynb #0314e2eb
-RESULT_TITLES = {"conditional_accuracy": "conditional accuracy at s={guidance_scale:g}", "fd": "classifier-FD at s={fd_guidance_scale:g}", "fd_floor": "  its floor, real against real",
-         "memorisation": "copies of training images, share", "memorisation_floor": "  among held-out real images",
-         "coverage": "coverage at s={fd_guidance_scale:g}", "coverage_floor": "  its floor", "diversity": "within-class diversity ÷ real, at s={guidance_scale:g}",
-         "accuracy": "accuracy on the test part", "accuracy_interval": "  95 % interval", "min_expert_load": "least used expert ÷ uniform load", "flops_per_step": "operations for one image and step", "flops": "operations for one image",
-         "parameters": "parameters", "train_seconds": "seconds of training"}
+RESULT_TITLES = {
+    "conditional_accuracy": "conditional accuracy at s={guidance_scale:g}",
+    "fd": "classifier-FD at s={fd_guidance_scale:g}",
+    "fd_floor": "  its floor, real against real",
+    "memorisation": "copies of training images, share",
+    "memorisation_floor": "  among held-out real images",
+    "coverage": "coverage at s={fd_guidance_scale:g}",
+    "coverage_floor": "  its floor",
+    "diversity": "within-class diversity ÷ real, at s={guidance_scale:g}",
+    "accuracy": "accuracy on the test part",
+    "accuracy_interval": "  95 % interval",
+    "min_expert_load": "least used expert ÷ uniform load",
+    "flops_per_step": "operations for one image and step",
+    "flops": "operations for one image",
+    "parameters": "parameters",
+    "train_seconds": "seconds of training",
+}
 
 
 def format_number(value: Any) -> str:
@@ -56,7 +75,11 @@ def format_number(value: Any) -> str:
 # %% ../../nbs/87_report.ipynb #147ae342
 def results_table(results: dict) -> str:
     "The results that fit on a screen, one per line."
-    return "\n".join(f"{title.format(**results):<48}{format_number(results[name])}" for name, title in RESULT_TITLES.items() if name in results)
+    return "\n".join(
+        f"{title.format(**results):<48}{format_number(results[name])}"
+        for name, title in RESULT_TITLES.items()
+        if name in results
+    )
 
 # %% ../../nbs/87_report.ipynb #ab4348b6
 def same_data(config: DictConfig, pipeline: GeneratorPipeline, data: DataModule, folder: Path) -> None:

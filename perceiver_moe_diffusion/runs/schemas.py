@@ -25,7 +25,11 @@ def bounded(
 ) -> Any:
     "A field of a schema with a default and a range, ends included."
     metadata = {"low": low, "high": high, "length": length}
-    return field(default_factory=lambda: list(default), metadata=metadata) if isinstance(default, list) else field(default=default, metadata=metadata)
+    return (
+        field(default_factory=lambda: list(default), metadata=metadata)
+        if isinstance(default, list)
+        else field(default=default, metadata=metadata)
+    )
 
 # %% ../../nbs/81_schemas.ipynb #87f426f7
 @dataclass
@@ -102,7 +106,7 @@ class ModelConfig(CoreConfig):
 class DenoisersConfig(NetConfig):
     "Several denoisers, and a router of images."
     router: Any = MISSING                        # a partial node: router(num_classes, num_experts) -> module
-    expert: Any = None                           # a partial node: expert(input_shape, num_classes) -> denoiser; or several, under names
+    expert: Any = None  # a partial node: expert(input_shape, num_classes) -> denoiser; or several, under names
     experts: Any = MISSING                       # a list of such nodes
 
 
@@ -194,9 +198,17 @@ class EvaluationConfig(Node):
     seed: int = bounded(0, 0)
 
 
-SCHEMAS = {"data": [DataConfig], "moe": [MoEConfig, MixtureConfig, HeterogeneousConfig], "model": [ModelConfig, DenoisersConfig, ClassifierConfig],
-           "diffusion": [DiffusionConfig], "sampler": [SamplerConfig, DDIMConfig], "optimizer": [OptimizerConfig],
-           "trainer": [TrainerConfig], "task": [GenerateConfig, ClassifyConfig], "evaluation": [EvaluationConfig]}
+SCHEMAS = {
+    "data": [DataConfig],
+    "moe": [MoEConfig, MixtureConfig, HeterogeneousConfig],
+    "model": [ModelConfig, DenoisersConfig, ClassifierConfig],
+    "diffusion": [DiffusionConfig],
+    "sampler": [SamplerConfig, DDIMConfig],
+    "optimizer": [OptimizerConfig],
+    "trainer": [TrainerConfig],
+    "task": [GenerateConfig, ClassifyConfig],
+    "evaluation": [EvaluationConfig],
+}
 
 
 @dataclass
@@ -238,7 +250,11 @@ ROOT_SCHEMAS = {"train": TrainConfig, "sample": SampleConfig, "evaluate": Evalua
 # %% ../../nbs/81_schemas.ipynb #edbce848
 def idiv(a: int, b: int) -> int:
     "`${idiv:a,b}`: a ÷ b, which must come out even."
-    require(isinstance(a, int) and isinstance(b, int) and b != 0 and a % b == 0, f"{a} ÷ {b} in a configuration", "whole numbers that divide without remainder")
+    require(
+        isinstance(a, int) and isinstance(b, int) and b != 0 and a % b == 0,
+        f"{a} ÷ {b} in a configuration",
+        "whole numbers that divide without remainder",
+    )
     return a // b
 
 

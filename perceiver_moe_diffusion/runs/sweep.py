@@ -12,9 +12,10 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -46,13 +47,29 @@ def sweep_jobs(overrides: Sequence[str]) -> list[Job]:
     try:
         choices = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in parsed]
     except HydraException as error:
-        raise UserError(f"{' '.join(overrides)} cannot be swept ({one_line(error)}). Write the values: KEY=1,2,4 or KEY=range(1,5).") from error
-    return [Job([o.input_line if value is None else f"{o.get_key_element()}={value}" for o, value in zip(parsed, chosen)],
-                {o.key_or_group: value for o, value in zip(parsed, chosen) if value is not None})
-            for chosen in itertools.product(*choices)]
+        raise UserError(
+            f"{' '.join(overrides)} cannot be swept ({one_line(error)}). Write the values: KEY=1,2,4 or KEY=range(1,5)."
+        ) from error
+    return [
+        Job(
+            [o.input_line if value is None else f"{o.get_key_element()}={value}" for o, value in zip(parsed, chosen)],
+            {o.key_or_group: value for o, value in zip(parsed, chosen) if value is not None},
+        )
+        for chosen in itertools.product(*choices)
+    ]
 
 # %% ../../nbs/88_sweep.ipynb #4f30bdd1
-SWEEP_COLUMNS = ["conditional_accuracy", "fd", "fd_floor", "accuracy", "min_expert_load", "flops_per_step", "flops", "parameters", "train_seconds"]
+SWEEP_COLUMNS = [
+    "conditional_accuracy",
+    "fd",
+    "fd_floor",
+    "accuracy",
+    "min_expert_load",
+    "flops_per_step",
+    "flops",
+    "parameters",
+    "train_seconds",
+]
 
 
 def sweep_table(rows: Sequence[dict], varied: Sequence[str]) -> str:
@@ -62,7 +79,8 @@ def sweep_table(rows: Sequence[dict], varied: Sequence[str]) -> str:
             return "failed" if name == measured[0] else ""
         return f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name])
 
-    measured = [name for name in SWEEP_COLUMNS if any(name in row for row in rows)] or SWEEP_COLUMNS[:1]  # a classifier draws no images
+    # a classifier draws no images
+    measured = [name for name in SWEEP_COLUMNS if any(name in row for row in rows)] or SWEEP_COLUMNS[:1]
     names = ["job", *varied, *measured]
     lines = [names, *([cell(row, name) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -96,13 +114,24 @@ def sweep(overrides: Sequence[str]) -> Path:  # the folder of the sweep: a folde
     "Train once for every combination of the values given; one table at the end."
     jobs = sweep_jobs(overrides)
     configs = [load_config(job.overrides) for job in jobs]
-    require(all(c.trainer.devices == c.trainer.num_nodes == 1 for c in configs), "-m with several devices", "trainer.devices=1 in a sweep")
+    require(
+        all(c.trainer.devices == c.trainer.num_nodes == 1 for c in configs),
+        "-m with several devices",
+        "trainer.devices=1 in a sweep",
+    )
     root = Path(configs[0].run_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-sweep")
     require(not (root / "sweep.csv").exists(), f"run_dir={root}, which holds a sweep already,", "a new or empty folder")
     check_writable(root, "run_dir")
     started = time.perf_counter()
     rows = run_jobs(jobs, configs, root)
-    write_json(root / "sweep.json", {"command": shlex.join(["pmd-train", "-m", *overrides]), "seconds": time.perf_counter() - started, "made": machine()})
+    write_json(
+        root / "sweep.json",
+        {
+            "command": shlex.join(["pmd-train", "-m", *overrides]),
+            "seconds": time.perf_counter() - started,
+            "made": machine(),
+        },
+    )
     print(sweep_table(rows, list(jobs[0].values)))
     print(f"sweep folder: {root}", flush=True)
     if all("error" in row for row in rows):

@@ -7,8 +7,9 @@ __all__ = ['train']
 
 # %% ../../nbs/86_train.ipynb #d167d683
 import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -27,7 +28,10 @@ def train(
     config: DictConfig,               # from `load_config`: composed and checked
     overrides: Sequence[str] = (),    # what it was made with: for the message after Ctrl-C
 ) -> Path:                            # the run folder
-    "Train, save, evaluate, report (the orchestrator). Everything is built, and so checked, before the first file is written."
+    """Train, save, evaluate, report (the orchestrator).
+
+    Everything is built, and so checked, before the first file is written.
+    """
     silence_lightning()
     keep_memory()
     run, evaluate = build_run(config), instantiate_node(config.evaluation)
@@ -65,7 +69,11 @@ def save_model(config: DictConfig, run: BuiltRun, folder: Path) -> Pipeline:
     settings, data = to_container(config), run.data
     kind = config.pipeline._target_.rpartition(".")[2]
     beside = {name: node for name, node in settings["pipeline"].items() if not name.startswith("_")}
-    shape = {name: list(part) for name, part in data.input_shape.items()} if isinstance(data.input_shape, dict) else list(data.input_shape)
+    shape = (
+        {name: list(part) for name, part in data.input_shape.items()}
+        if isinstance(data.input_shape, dict)
+        else list(data.input_shape)
+    )
     net = {**settings["model"]["net"], "input_shape": shape, "num_classes": data.num_classes}
     save_pipeline(folder, run.module.model, {"model": net, **beside}, data.data.class_names, data.data.levels, kind)
     return make_pipeline(config, run.module.model, data)

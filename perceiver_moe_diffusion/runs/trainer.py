@@ -10,8 +10,9 @@ import os
 import shlex
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -31,7 +32,10 @@ with without_broken_torchvision():  # Lightning imports torchvision wherever it 
 
 # %% ../../nbs/85_trainer.ipynb #1bead614
 class ProgressLine(Callback):
-    "Steps done, time left, losses: one line on stderr. It also adds up the seconds of training, over all parts of a run that is resumed."
+    """Steps done, time left, losses: one line on stderr.
+
+    It also adds up the seconds of training, over all parts of a run that is resumed.
+    """
 
     def __init__(self):
         self.before, self.started = 0.0, time.perf_counter()
@@ -48,12 +52,22 @@ class ProgressLine(Callback):
         self.before = state["seconds"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step", dynamic_ncols=True,
-                        disable=not trainer.is_global_zero)
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not trainer.is_global_zero,
+        )
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step % 10 == 0 or trainer.global_step == trainer.max_steps:
-            self.bar.set_postfix({name: f"{float(value):.3g}" for name, value in trainer.progress_bar_metrics.items()}, refresh=False)
+            self.bar.set_postfix(
+                {name: f"{float(value):.3g}" for name, value in trainer.progress_bar_metrics.items()}, refresh=False
+            )
             self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -67,9 +81,22 @@ class ProgressLine(Callback):
 def make_trainer(config: DictConfig, folder: Path, stop: StopOnCtrlC) -> Trainer:
     "The trainer of a run. Making it writes nothing."
     log = CSVLogger(folder, name="log", version=f"from_step_{first_step(config, folder):07d}")
-    every = ModelCheckpoint(folder, filename=Path(CHECKPOINT).stem, every_n_train_steps=config.checkpoint_every, enable_version_counter=False)
-    return instantiate_node(config.trainer, default_root_dir=folder, logger=log, callbacks=[EMA(config.ema_decay), ProgressLine(), stop, every],
-                enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0)
+    every = ModelCheckpoint(
+        folder,
+        filename=Path(CHECKPOINT).stem,
+        every_n_train_steps=config.checkpoint_every,
+        enable_version_counter=False,
+    )
+    return instantiate_node(
+        config.trainer,
+        default_root_dir=folder,
+        logger=log,
+        callbacks=[EMA(config.ema_decay), ProgressLine(), stop, every],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
 
 
 def first_step(config: DictConfig, folder: Path) -> int:
@@ -79,7 +106,9 @@ def first_step(config: DictConfig, folder: Path) -> int:
     try:
         return torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["global_step"]
     except Exception as error:  # whatever is wrong with the file, the person needs one sentence
-        raise UserError(f"{folder / CHECKPOINT} cannot be read as a checkpoint ({one_line(error)}). Train again from the start.") from error
+        raise UserError(
+            f"{folder / CHECKPOINT} cannot be read as a checkpoint ({one_line(error)}). Train again from the start."
+        ) from error
 
 # %% ../../nbs/85_trainer.ipynb #e0dcdefd
 class Stopped(KeyboardInterrupt):
@@ -96,7 +125,9 @@ def how_to_go_on(folder: Path, overrides: Sequence[str], trainer: Trainer) -> st
     return f"{done} Resume with: pmd-train {shlex.join(again)}"
 
 
-def fit(trainer: Trainer, config: DictConfig, run: BuiltRun, folder: Path, stop: StopOnCtrlC, overrides: Sequence[str]) -> float:
+def fit(
+    trainer: Trainer, config: DictConfig, run: BuiltRun, folder: Path, stop: StopOnCtrlC, overrides: Sequence[str]
+) -> float:
     "Train; the seconds it took, over all parts of the run. Ctrl-C becomes `Stopped`."
     interrupted = False
     os.environ[RUN_DIR] = str(folder)  # processes that the trainer starts find the folder there

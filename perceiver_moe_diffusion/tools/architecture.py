@@ -9,9 +9,10 @@ __all__ = ['ROOMS', 'read_imports']
 import ast
 import sys
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import NamedTuple
 
 from ..core import require
 from .workflow import write_if_changed
@@ -34,20 +35,36 @@ TRAINED_ROOMS = (*MODEL_ROOMS, "compat", "data", "training", "pipelines", "image
 ROOMS = {
     "core": Room("Errors, files, seeds and protocols that every room leans on.", (), only=("torch", "numpy")),
     "compat": Room("Every workaround for another library, called by those who need it.", ("core",)),
-    "models": Room("Networks: Fourier positions, attention, mixture of experts, Perceiver IO, adapters, denoiser, classifier, upscaler.",
-                   ("core",), only=("torch", "einops")),
+    "models": Room(
+        "Networks: Fourier positions, attention, mixture of experts, Perceiver IO, adapters, denoiser, classifier, "
+        "upscaler.",
+        ("core",),
+        only=("torch", "einops"),
+    ),
     "diffusion": Room("The forward process and its loss; samplers and guidance.", ("core",), only=("torch", "einops")),
-    "data": Room("Images, texts, questions; splits and batches that depend on nothing but a seed and a number.", ("core", "compat"),
-                 never=("lightning", "hydra", "matplotlib")),
+    "data": Room(
+        "Images, texts, questions; splits and batches that depend on nothing but a seed and a number.",
+        ("core", "compat"),
+        never=("lightning", "hydra", "matplotlib"),
+    ),
     "pipelines": Room("Trained models in use: draw, classify, enlarge; save and load.", MODEL_ROOMS, never=HEAVY),
     "training": Room("The training loop and its tasks.", (*MODEL_ROOMS, "compat", "data")),
     "image_grid": Room("Images side by side as one picture, without a drawing library.", ("core",), never=HEAVY),
     "figures": Room("Pictures of images, trajectories, routing and curves in one style.", (*MODEL_ROOMS, "image_grid")),
-    "evaluation": Room("How good is a model? Metrics with floors, and results that stay readable.",
-                       (*MODEL_ROOMS, "data", "pipelines", "image_grid", "figures"), never=("lightning", "hydra")),
-    "runs": Room("From settings to a folder with a trained model: schemas, checks, training, report, sweeps, commands.", TRAINED_ROOMS),
-    "explore": Room("Pictures to touch: guidance, routing, attention maps, forward process.",
-                    (*MODEL_ROOMS, "pipelines", "image_grid", "figures", "evaluation"), never=("lightning", "hydra")),
+    "evaluation": Room(
+        "How good is a model? Metrics with floors, and results that stay readable.",
+        (*MODEL_ROOMS, "data", "pipelines", "image_grid", "figures"),
+        never=("lightning", "hydra"),
+    ),
+    "runs": Room(
+        "From settings to a folder with a trained model: schemas, checks, training, report, sweeps, commands.",
+        TRAINED_ROOMS,
+    ),
+    "explore": Room(
+        "Pictures to touch: guidance, routing, attention maps, forward process.",
+        (*MODEL_ROOMS, "pipelines", "image_grid", "figures", "evaluation"),
+        never=("lightning", "hydra"),
+    ),
     "experiments": Room("Five systems on one core, each measured.", (*TRAINED_ROOMS, "runs", "explore")),
     "tools": Room("Benchmarks, and how the repository makes itself.", (*TRAINED_ROOMS, "runs", "explore")),
 }
@@ -127,7 +144,11 @@ def circles(imports: Sequence[Import]) -> list[list[str]]:
         if entry.inside and entry.target in graph and entry.target != entry.module:
             graph[entry.module].add(entry.target)
     reach = {module: reachable(graph, module) for module in graph}
-    rings = {tuple(sorted(other for other in reach[module] if module in reach[other])) for module in graph if module in reach[module]}
+    rings = {
+        tuple(sorted(other for other in reach[module] if module in reach[other]))
+        for module in graph
+        if module in reach[module]
+    }
     return [list(ring) for ring in sorted(rings)]
 
 
@@ -159,15 +180,37 @@ def face_of(room: Path, about: str) -> str:
     for name, names in offered.items():
         if names:
             listed = ", ".join(f'"{public}"' for public in names)
-            lines.append(textwrap.fill(f'"{name}": [{listed}],', 118, initial_indent=" " * 4, subsequent_indent=" " * 8, break_long_words=False))
-    return "\n".join([f'"{about}"', "# Made from the modules' public names by `pmd-dev faces`.", "from lazy_loader import attach", "",
-                      "__getattr__, __dir__, __all__ = attach(__name__, submod_attrs={", *lines, "})", ""])
+            lines.append(
+                textwrap.fill(
+                    f'"{name}": [{listed}],',
+                    118,
+                    initial_indent=" " * 4,
+                    subsequent_indent=" " * 8,
+                    break_long_words=False,
+                )
+            )
+    return "\n".join(
+        [
+            f'"{about}"',
+            "# Made from the modules' public names by `pmd-dev faces`.",
+            "from lazy_loader import attach",
+            "",
+            "__getattr__, __dir__, __all__ = attach(__name__, submod_attrs={",
+            *lines,
+            "})",
+            "",
+        ]
+    )
 
 
 def make_faces(root: Path, check: bool = False) -> list[Path]:  # the files that were out of date
     "Write the face of each room that is a folder."
     package = root / PACKAGE
-    faces = {package / name / "__init__.py": face_of(package / name, room.about) for name, room in ROOMS.items() if (package / name).is_dir()}
+    faces = {
+        package / name / "__init__.py": face_of(package / name, room.about)
+        for name, room in ROOMS.items()
+        if (package / name).is_dir()
+    }
     return [path for path, text in faces.items() if write_if_changed(path, text, check)]
 
 # %% ../../nbs/94_architecture.ipynb #b41318ac
@@ -200,19 +243,33 @@ STYLE_OF_PICTURE = """
 
 
 def draw_house(imports: Sequence[Import]) -> str:
-    "The rooms and their imports as an SVG that reads on light and dark pages; an arrow that longer ones imply is left out."
+    """The rooms and their imports as an SVG that reads on light and dark pages.
+
+    An arrow that longer ones imply is left out.
+    """
     arrows = room_arrows(imports)
     floors = floors_of(arrows)
     rows = [[room for room in ROOMS if floors[room] == floor] for floor in range(max(floors.values()) + 1)][::-1]
     width, box_w, box_h, step = 760, 150, 44, 84
     modules = {room: len({e.module for e in imports if e.room == room}) for room in ROOMS}
-    at = {room: ((i + 0.5) * width / len(row), 20 + y * step) for y, row in enumerate(rows) for i, room in enumerate(row)}
-    direct = {room: {b for b in below if not any(b in reachable(arrows, c) for c in below - {b})} for room, below in arrows.items()}
-    lines = [f'<path d="M{at[a][0]:.0f} {at[a][1] + box_h:.0f} C{at[a][0]:.0f} {at[a][1] + box_h + 26:.0f} {at[b][0]:.0f} {at[b][1] - 30:.0f} '
-             f'{at[b][0]:.0f} {at[b][1] - 3:.0f}" marker-end="url(#tip)"/>' for a, below in direct.items() for b in sorted(below)]
+    at = {
+        room: ((i + 0.5) * width / len(row), 20 + y * step) for y, row in enumerate(rows) for i, room in enumerate(row)
+    }
+    direct = {
+        room: {b for b in below if not any(b in reachable(arrows, c) for c in below - {b})}
+        for room, below in arrows.items()
+    }
+    lines = [
+        f'<path d="M{at[a][0]:.0f} {at[a][1] + box_h:.0f} C{at[a][0]:.0f} {at[a][1] + box_h + 26:.0f} {at[b][0]:.0f} '
+        f'{at[b][1] - 30:.0f} '
+        f'{at[b][0]:.0f} {at[b][1] - 3:.0f}" marker-end="url(#tip)"/>'
+        for a, below in direct.items()
+        for b in sorted(below)
+    ]
     boxes = [f'<rect x="{x - box_w / 2:.0f}" y="{y:.0f}" width="{box_w}" height="{box_h}" rx="6"/>'
              f'<text x="{x:.0f}" y="{y + 19:.0f}" text-anchor="middle">{room}</text>'
-             f'<text class="small" x="{x:.0f}" y="{y + 35:.0f}" text-anchor="middle">{modules[room]} module{"s" * (modules[room] != 1)}</text>'
+             f'<text class="small" x="{x:.0f}" y="{y + 35:.0f}" text-anchor="middle">{modules[room]} '
+             f'module{"s" * (modules[room] != 1)}</text>'
              for room, (x, y) in at.items()]
     height = 40 + step * (len(rows) - 1) + box_h
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="Rooms of the package; an arrow is an import">'

@@ -8,7 +8,7 @@ __all__ = ['take_turns']
 # %% ../../nbs/91_bench.ipynb #a554063a
 import statistics
 import time
-from typing import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 

@@ -13,9 +13,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Callable, Sequence
 
 import torch
 from torch import nn
@@ -83,7 +83,10 @@ class ShortestPerceiver(nn.Module):
 
 
 def perceiver_step(inputs: int = 1024, batch: int = 4, shortest: bool = False) -> Callable[[], None]:
-    "Forward + backward of the Perceiver of the targets: 69 channels, 128 latents × 256, 8 heads, 4 blocks, 1,024 queries."
+    """Forward + backward of the Perceiver of the targets.
+
+    69 channels, 128 latents × 256, 8 heads, 4 blocks, 1,024 queries.
+    """
     torch.manual_seed(0)
     net = (ShortestPerceiver(69, 256, 128, 4, 8) if shortest
            else PerceiverIO(69, 256, dim=256, num_latents=128, depth=4, num_heads=8))
@@ -93,8 +96,15 @@ def perceiver_step(inputs: int = 1024, batch: int = 4, shortest: bool = False) -
 def bench_perceiver(rounds: int = 15) -> list[dict]:
     "The Perceiver IO against the shortest version of the same mathematics."
     seconds = take_turns({"ours": perceiver_step(), "shortest": perceiver_step(shortest=True)}, rounds)
-    return [bench_row("Perceiver IO, forward + backward", seconds["ours"] / seconds["shortest"], "× shortest SDPA version", 1.1,
-                f"{seconds['ours'] * 1e3:.0f} ms against {seconds['shortest'] * 1e3:.0f} ms, batch 4")]
+    return [
+        bench_row(
+            "Perceiver IO, forward + backward",
+            seconds["ours"] / seconds["shortest"],
+            "× shortest SDPA version",
+            1.1,
+            f"{seconds['ours'] * 1e3:.0f} ms against {seconds['shortest'] * 1e3:.0f} ms, batch 4",
+        )
+    ]
 
 # %% ../../nbs/92_benchmarks.ipynb #0bbe1b37
 class PlainTransformer(nn.Module):
@@ -118,7 +128,14 @@ def cost_against_inputs(sizes: Sequence[int] = (256, 512, 1024, 2048, 4096), rou
     transformer = PlainTransformer()
     seconds = {"Perceiver IO": [], "Transformer": []}
     for size in sizes:
-        timed = take_turns({"Perceiver IO": perceiver_step(size, batch=1), "Transformer": forward_backward(transformer, torch.randn(1, size, 69))}, rounds, warmup=2)
+        timed = take_turns(
+            {
+                "Perceiver IO": perceiver_step(size, batch=1),
+                "Transformer": forward_backward(transformer, torch.randn(1, size, 69)),
+            },
+            rounds,
+            warmup=2,
+        )
         for name in seconds:
             seconds[name].append(timed[name])
     return seconds
@@ -127,16 +144,25 @@ def cost_against_inputs(sizes: Sequence[int] = (256, 512, 1024, 2048, 4096), rou
 def bench_inputs(rounds: int = 15) -> list[dict]:
     "Twice the input tokens."
     seconds = take_turns({size: perceiver_step(size, batch=1) for size in (2048, 4096)}, rounds)
-    return [bench_row("Perceiver IO, input tokens doubled (2,048 → 4,096)", seconds[4096] / seconds[2048], "× time", 2.2)]
+    return [
+        bench_row("Perceiver IO, input tokens doubled (2,048 → 4,096)", seconds[4096] / seconds[2048], "× time", 2.2)
+    ]
 
 # %% ../../nbs/92_benchmarks.ipynb #a0d4d1db
 def bench_memory(rounds: int = 15) -> list[dict]:
     "The Perceiver's step with glibc's defaults and with `keep_memory()`, each in a process of its own."
-    code = ("from perceiver_moe_diffusion.core import keep_memory; from perceiver_moe_diffusion.bench import perceiver_step, take_turns; "
+    code = ("from perceiver_moe_diffusion.core import keep_memory; from perceiver_moe_diffusion.bench import "
+            "perceiver_step, take_turns; "
             f"keep_memory(); print(take_turns({{'step': perceiver_step(batch=4)}}, {rounds})['step'])")
     seconds = {keep: [] for keep in "01"}
     for keep in "0101":  # in turns
-        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PMD_KEEP_MEMORY": keep}, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PMD_KEEP_MEMORY": keep},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         seconds[keep].append(float(done.stdout))
     default, kept = (min(seconds[keep]) for keep in "01")
     return [bench_row("Perceiver step, glibc's default ÷ keep_memory()", default / kept, "× faster with it", None,
@@ -144,7 +170,10 @@ def bench_memory(rounds: int = 15) -> list[dict]:
 
 # %% ../../nbs/92_benchmarks.ipynb #5425253b
 def bench_mixture(rounds: int = 15) -> list[dict]:
-    "64 images by a mixture of four denoisers (experiment=mixture_of_diffusion_experts): a step in use, and one in training."
+    """64 images by a mixture of four denoisers (experiment=mixture_of_diffusion_experts).
+
+    A step in use, and one in training.
+    """
     data, module = build_run(load_config(["experiment=mixture_of_diffusion_experts"]))
     mixture, label = module.model.eval(), torch.arange(64) % (data.num_classes + 1)
     images, t = torch.randn(64, *data.input_shape), torch.arange(64) * 10
@@ -156,10 +185,21 @@ def bench_mixture(rounds: int = 15) -> list[dict]:
         return run
 
     rows = []
-    for name, step in (("in use", torch.no_grad()(lambda: mixture(images, t, label))), ("in training", forward_backward(mixture, images, t, label))):
+    for name, step in (
+        ("in use", torch.no_grad()(lambda: mixture(images, t, label))),
+        ("in training", forward_backward(mixture, images, t, label)),
+    ):
         seconds = take_turns({k: asking(k, step) for k in (1, 2, 4)}, rounds)
-        rows += [bench_row(f"mixture of denoisers, {k} of 4 experts, a step {name}", seconds[k] / seconds[4], "× dense ensemble", None,
-                     f"{seconds[k] * 1e3:.0f} ms, batch 64") for k in (1, 2, 4)]
+        rows += [
+            bench_row(
+                f"mixture of denoisers, {k} of 4 experts, a step {name}",
+                seconds[k] / seconds[4],
+                "× dense ensemble",
+                None,
+                f"{seconds[k] * 1e3:.0f} ms, batch 64",
+            )
+            for k in (1, 2, 4)
+        ]
     return rows
 
 # %% ../../nbs/92_benchmarks.ipynb #7039b5d2
@@ -182,7 +222,9 @@ def bench_sampling(rounds: int = 15, steps: int = 100) -> list[dict]:
 
     samplers = {"DDIM": DDIM(steps, 1.0), "DPM-Solver++(2M)": DPMSolverPP(steps, 1.0), "DDPM": DDPM(steps, 1.0)}
     seconds = take_turns({name: run(sampler) for name, sampler in samplers.items()}, rounds)
-    return [bench_row(f"sampling loop, {name}", value / steps * 1e6, "µs a step", 80) for name, value in seconds.items()]
+    return [
+        bench_row(f"sampling loop, {name}", value / steps * 1e6, "µs a step", 80) for name, value in seconds.items()
+    ]
 
 # %% ../../nbs/92_benchmarks.ipynb #0a725cdd
 FIRST_PICTURE = """
@@ -228,8 +270,13 @@ def bench_explorer(rounds: int = 15) -> list[dict]:
     new, cached = ([seconds_of(lambda: setattr(scale, "value", s), panel) for s in scales] for _ in range(2))
     fresh = statistics.median(new)
     again = statistics.median(cached)
-    scrub = statistics.median(seconds_of(lambda: setattr(panel.scrubber, "value", 1 + i % panel.scrubber.max), panel) for i in range(rounds))
-    runs = [subprocess.run([sys.executable, "-c", FIRST_PICTURE], capture_output=True, text=True, check=True).stdout.split() for _ in range(min(rounds, 3))]
+    scrub = statistics.median(
+        seconds_of(lambda: setattr(panel.scrubber, "value", 1 + i % panel.scrubber.max), panel) for i in range(rounds)
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", FIRST_PICTURE], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(min(rounds, 3))
+    ]
     imports, first = (statistics.median(map(float, seconds)) for seconds in zip(*runs))
     return [bench_row("explorer: slider release to a new grid of 10 images", fresh * 1e3, "ms", 700),
             bench_row("explorer: a grid that was there before", again * 1e3, "ms", 50),
@@ -238,17 +285,28 @@ def bench_explorer(rounds: int = 15) -> list[dict]:
             bench_row("explorer: steps taken after Stop", steps_after_stop(panel), "steps", 1)]
 
 # %% ../../nbs/92_benchmarks.ipynb #c91402c2
-BENCHMARKS = {"moe": bench_moe, "perceiver": bench_perceiver, "inputs": bench_inputs, "memory": bench_memory, "mixture": bench_mixture,
-              "sampling": bench_sampling, "explorer": bench_explorer}
+BENCHMARKS = {
+    "moe": bench_moe,
+    "perceiver": bench_perceiver,
+    "inputs": bench_inputs,
+    "memory": bench_memory,
+    "mixture": bench_mixture,
+    "sampling": bench_sampling,
+    "explorer": bench_explorer,
+}
 
 # %% ../../nbs/92_benchmarks.ipynb #f2cd597b
 def pmd_bench(arguments: Sequence[str] | None = None) -> None:
-    "`pmd-bench [only=NAME] [rounds=N] [json=FILE]`: all benchmarks as a table, then as JSON; the FILE gets a table (.csv) beside it."
+    """`pmd-bench [only=NAME] [rounds=N] [json=FILE]`: all benchmarks as a table, then as JSON.
+
+    The FILE gets a table (.csv) beside it.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     usage = f"only={'|'.join(BENCHMARKS)}, rounds=N, json=FILE"
     try:
         if {"-h", "--help"} & set(arguments):
-            print(f"pmd-bench: time the package beside what it is compared with\n\nusage: pmd-bench [{usage.replace(', ', '] [')}]")
+            print("pmd-bench: time the package beside what it is compared with\n\nusage: pmd-bench "
+                  f"[{usage.replace(', ', '] [')}]")
             return
         given = dict(a.partition("=")[::2] for a in arguments)
         require(set(given) <= {"only", "rounds", "json"}, f"pmd-bench {' '.join(arguments)}", usage)
@@ -266,7 +324,11 @@ def pmd_bench(arguments: Sequence[str] | None = None) -> None:
         print(text)
         if target:
             write_table(target.with_suffix(".csv"), results["rows"])
-            facts = {"command": shlex.join(["pmd-bench", *(a for a in arguments if not a.startswith("json="))]), "seconds": time.perf_counter() - started, "made": results["machine"]}
+            facts = {
+                "command": shlex.join(["pmd-bench", *(a for a in arguments if not a.startswith("json="))]),
+                "seconds": time.perf_counter() - started,
+                "made": results["machine"],
+            }
             write_json(target, {**facts, **results})
     except UserError as error:
         print(f"pmd-bench: {error}", file=sys.stderr)

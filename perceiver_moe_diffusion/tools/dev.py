@@ -8,8 +8,8 @@ __all__ = ['pmd_dev']
 # %% ../../nbs/95_dev.ipynb #78172df4
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
 
 from ..core import UserError, require
 from .architecture import PACKAGE, make_faces, make_picture
@@ -62,7 +62,8 @@ def make_students(root: Path, words: Sequence[str]) -> None:
     print(f"{len(make_student_copy(root, folder))} notebooks in {folder}")
 
 
-COMMANDS: Mapping[str, Callable[[Path, Sequence[str]], None]] = {  # name -> what it does with the root and the words after it
+# name -> what it does with the root and the words after it
+COMMANDS: Mapping[str, Callable[[Path, Sequence[str]], None]] = {
     "tests": lambda root, words: report(root, make_tests(root), check=False),
     "readme": lambda root, words: report(root, make_readme(root), check=False),
     "faces": lambda root, words: report(root, make_faces(root), check=False),
@@ -74,11 +75,18 @@ COMMANDS: Mapping[str, Callable[[Path, Sequence[str]], None]] = {  # name -> wha
 
 # %% ../../nbs/95_dev.ipynb #30debafd
 def pmd_dev(arguments: Sequence[str] | None = None) -> None:
-    "`pmd-dev`: make tests, README, faces and picture from the notebooks, run notebooks, check everything, make the students' copy."
+    """`pmd-dev`.
+
+    Make tests, README, faces and picture from the notebooks, run notebooks, check everything, make the students' copy.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         known = bool(arguments) and arguments[0] in COMMANDS
-        require(known, f"pmd-dev {' '.join(arguments)}".strip(), "tests, readme, faces, picture, check, run [NAME …] or student [FOLDER]")
+        require(
+            known,
+            f"pmd-dev {' '.join(arguments)}".strip(),
+            "tests, readme, faces, picture, check, run [NAME …] or student [FOLDER]",
+        )
         COMMANDS[arguments[0]](project_root(), arguments[1:])
     except UserError as error:
         print(f"pmd-dev: {error}", file=sys.stderr)

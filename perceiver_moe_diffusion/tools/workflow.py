@@ -9,8 +9,8 @@ __all__ = ['run_notebook']
 import ast
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from ..core import UserError, atomic_write, require
 
@@ -33,7 +33,9 @@ def project_root(start: Path | None = None) -> Path:
     for folder in (start, *start.parents):
         if (folder / "settings.ini").is_file():
             return folder
-    raise UserError(f"{start} is not inside the project (no settings.ini here or above). Go to the clone of the repository first.")
+    raise UserError(
+        f"{start} is not inside the project (no settings.ini here or above). Go to the clone of the repository first."
+    )
 
 
 def notebooks(root: Path) -> list[Path]:
@@ -66,23 +68,31 @@ def without_calls(text: str) -> str:
     "A test cell without the calls at its top level and without its directive."
     calls = {line for node in ast.parse(text).body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
              for line in range(node.lineno, node.end_lineno + 1)}
-    lines = [line for number, line in enumerate(text.splitlines(), 1) if number not in calls and not line.startswith("#|")]
+    lines = [
+        line for number, line in enumerate(text.splitlines(), 1) if number not in calls and not line.startswith("#|")
+    ]
     return "\n".join(lines).strip()
 
 # %% ../../nbs/93_workflow.ipynb #2a27b874
 def extract_tests(path: Path) -> tuple[str, str] | None:  # (module, source of its test file); None without tests
     "The test file of one notebook."
     code = [cell["text"] for cell in read_cells(path) if cell["cell_type"] == "code"]
-    module = next((line.split()[-1] for text in code for line in text.splitlines() if line.startswith("#| default_exp")), None)
+    module = next(
+        (line.split()[-1] for text in code for line in text.splitlines() if line.startswith("#| default_exp")), None
+    )
     tests = [without_calls(text) for text in code if "test" in directives(text)]
     if module is None or not tests:
         return None
-    parse = lambda cells: ast.parse("\n".join("\n".join(line for line in text.splitlines() if not line.startswith(("%", "!"))) for text in cells))
+    parse = lambda cells: ast.parse(
+        "\n".join("\n".join(line for line in text.splitlines() if not line.startswith(("%", "!"))) for text in cells)
+    )
     exported = defined_names(parse(text for text in code if directives(text) & {"export", "exporti"}))
     body = "\n\n\n".join(tests)
     tree = ast.parse(body)
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    available = imported_names(parse(code)) | {name: f"from perceiver_moe_diffusion.{module} import {name}" for name in exported}
+    available = imported_names(parse(code)) | {
+        name: f"from perceiver_moe_diffusion.{module} import {name}" for name in exported
+    }
     needed = used & set(available) - defined_names(tree) - set(imported_names(tree))
     lines = sorted({available[name] for name in needed}, key=lambda line: (line.startswith("from"), line))
     head = f"# Made from nbs/{path.name} by `pmd-dev tests`. Edit the notebook."
@@ -101,12 +111,21 @@ def write_if_changed(path: Path, text: str, check: bool) -> bool:  # whether the
 
 def make_tests(root: Path, check: bool = False) -> list[Path]:  # the files that were out of date
     "Extract the tests of all notebooks; a test file whose notebook has none any more is removed."
-    made = {f"test_{module.replace('.', '_')}.py": text for module, text in filter(None, map(extract_tests, notebooks(root)))}
-    stale = [p for p in (root / "tests").glob("test_*.py") if p.name not in made and p.read_text(encoding="utf-8").startswith("# Made from nbs/")]
+    made = {
+        f"test_{module.replace('.', '_')}.py": text
+        for module, text in filter(None, map(extract_tests, notebooks(root)))
+    }
+    stale = [
+        p
+        for p in (root / "tests").glob("test_*.py")
+        if p.name not in made and p.read_text(encoding="utf-8").startswith("# Made from nbs/")
+    ]
     if not check:
         for path in stale:
             path.unlink()
-    return stale + [root / "tests" / name for name, text in made.items() if write_if_changed(root / "tests" / name, text, check)]
+    return stale + [
+        root / "tests" / name for name, text in made.items() if write_if_changed(root / "tests" / name, text, check)
+    ]
 
 # %% ../../nbs/93_workflow.ipynb #23c092f6
 def make_readme(root: Path, check: bool = False) -> list[Path]:  # the file, if it was out of date
@@ -116,7 +135,12 @@ def make_readme(root: Path, check: bool = False) -> list[Path]:  # the file, if 
 
     hide = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide_input"}}})
     text, resources = MarkdownExporter(config=hide).from_filename(str(root / "nbs" / "index.ipynb"))
-    require(not resources.get("outputs"), "a picture among the outputs of index.ipynb", "pictures as files under nbs/images", "The README cannot embed outputs.")
+    require(
+        not resources.get("outputs"),
+        "a picture among the outputs of index.ipynb",
+        "pictures as files under nbs/images",
+        "The README cannot embed outputs.",
+    )
     text = re.sub(r"\]\((images/|\w+\.ipynb)", r"](nbs/\1", text).replace("](../", "](")
     head = "<!-- Made from nbs/index.ipynb by `pmd-dev readme`. Edit the notebook. -->\n\n"
     path = root / "README.md"
@@ -170,8 +194,14 @@ def tags(cell: dict) -> set[str]:
 
 def without_solution(text: str) -> str:
     "A solution cell as the student gets it: what stands between the markers is theirs to write."
-    stub, found = re.subn(rf"^([ \t]*){BEGIN}\n.*?^[ \t]*{END}[ \t]*$", r"\1...  # your code here", text, flags=re.M | re.S)
-    require(found > 0 and BEGIN not in stub and END not in stub, f"a solution cell that begins {text[:40]!r}", f"one or more pairs of lines {BEGIN} and {END}")
+    stub, found = re.subn(
+        rf"^([ \t]*){BEGIN}\n.*?^[ \t]*{END}[ \t]*$", r"\1...  # your code here", text, flags=re.M | re.S
+    )
+    require(
+        found > 0 and BEGIN not in stub and END not in stub,
+        f"a solution cell that begins {text[:40]!r}",
+        f"one or more pairs of lines {BEGIN} and {END}",
+    )
     return stub
 
 
@@ -181,15 +211,29 @@ def student_copy(notebook: dict) -> dict:
     for cell in notebook["cells"]:
         if "solution" in tags(cell):
             cell = {**cell, "source": without_solution("".join(cell["source"])).splitlines(keepends=True)}
-        cells.append({**cell, "outputs": [], "execution_count": None} if tags(cell) & {"solution", "exercise"} else cell)
+        cells.append(
+            {**cell, "outputs": [], "execution_count": None} if tags(cell) & {"solution", "exercise"} else cell
+        )
     return {**notebook, "cells": cells}
 
 
 def make_student_copy(root: Path, folder: Path) -> list[Path]:  # the notebooks written
-    "Write the students' notebooks into a new folder; one that holds files already, perhaps somebody's work, is refused."
-    require(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())), f"the folder {folder}", "a new or empty one", "Choose another: pmd-dev student FOLDER.")
+    """Write the students' notebooks into a new folder.
+
+    One that holds files already, perhaps somebody's work, is refused.
+    """
+    require(
+        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+        f"the folder {folder}",
+        "a new or empty one",
+        "Choose another: pmd-dev student FOLDER.",
+    )
     found = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in notebooks(root)}
-    copies = {name: student_copy(notebook) for name, notebook in found.items() if any("exercise" in tags(cell) for cell in notebook["cells"])}
+    copies = {
+        name: student_copy(notebook)
+        for name, notebook in found.items()
+        if any("exercise" in tags(cell) for cell in notebook["cells"])
+    }
     folder.mkdir(parents=True, exist_ok=True)
     for name, notebook in copies.items():
         with atomic_write(folder / name) as file:

@@ -8,8 +8,9 @@ __all__ = ['warmup_cosine', 'EMA', 'NonFiniteLoss', 'TrainingModule', 'TrainerDa
 # %% ../../nbs/45_loop.ipynb #cb5f0adf
 import math
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,10 @@ def ema_decay(
 
 # %% ../../nbs/45_loop.ipynb #26d4110b
 class EMA(WeightAveraging):
-    "Exponential moving average of the weights, with a warm-up. It is used in validation and is what `fit` leaves in the module."
+    """Exponential moving average of the weights, with a warm-up.
+
+    It is used in validation and is what `fit` leaves in the module.
+    """
 
     def __init__(self, decay: float = 0.999):
         require_number("ema_decay", decay, 0, 1)
@@ -92,12 +96,17 @@ class NonFiniteLoss(UserError):
 def check_finite(name: str, value: torch.Tensor, step: int) -> None:
     "Stop at the step that breaks the weights, before it does."
     if not torch.isfinite(value):
-        raise NonFiniteLoss(f"The {name} is {value.item()} at step {step}. Try a smaller optimizer.lr, or more task.warmup_steps; "
-                            "the weights and the last checkpoint are from before this step.")
+        raise NonFiniteLoss(
+            f"The {name} is {value.item()} at step {step}. Try a smaller optimizer.lr, or more task.warmup_steps; "
+            "the weights and the last checkpoint are from before this step."
+        )
 
 # %% ../../nbs/45_loop.ipynb #e23cae1d
 class TrainingModule(LightningModule):
-    "What all tasks share. Every random number of step n is a function of (seed, n), so a resumed run repeats the first one exactly."
+    """What all tasks share.
+
+    Every random number of step n is a function of (seed, n), so a resumed run repeats the first one exactly.
+    """
 
     def __init__(self,
         model: nn.Module,
@@ -119,11 +128,13 @@ class TrainingModule(LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        torch.manual_seed(fold_seed(self.seed, Stream.ROUTER_NOISE, batch.step, self.trainer.global_rank))  # router noise, dropout
+        # router noise, dropout
+        torch.manual_seed(fold_seed(self.seed, Stream.ROUTER_NOISE, batch.step, self.trainer.global_rank))
         loss, routings = self.loss(batch, Stream.TRAINING_NOISE)
         router = router_losses(routings)
         shown = torch.stack([loss.detach(), router["balance"].detach().to(loss), router["z"].detach().to(loss)])
-        shown = all_reduce_sum(shown) / self.trainer.world_size  # all processes see the same numbers, so all stop at the same step
+        # all processes see the same numbers, so all stop at the same step
+        shown = all_reduce_sum(shown) / self.trainer.world_size
         check_finite("loss", shown.sum(), self.global_step)
         self.log_dict(dict(zip(("loss", "balance_loss", "z_loss"), shown)), prog_bar=True)
         return loss + self.balance_weight * router["balance"] + self.z_weight * router["z"]
@@ -134,14 +145,23 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         total = self.trainer.max_steps
-        require(total >= 1, f"max_steps={total}", "1 or more", "The batches have no end, and the learning rate follows the length of the training.")
+        require(
+            total >= 1,
+            f"max_steps={total}",
+            "1 or more",
+            "The batches have no end, and the learning rate follows the length of the training.",
+        )
         optimizer = self.make_optimizer(self.model.parameters())
-        optimizer._step_supports_amp_scaling = False  # else Lightning refuses to clip the gradients of a fused optimizer in mixed precision
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total))
+        # else Lightning refuses to clip the gradients of a fused optimizer in mixed precision
+        optimizer._step_supports_amp_scaling = False
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # with fp16 an overflow is normal: that step is skipped
+        # with fp16 an overflow is normal: that step is skipped
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             check_finite("norm of the gradient", torch.nn.utils.get_total_norm(gradients), self.global_step)
 
@@ -183,7 +203,8 @@ class StopOnCtrlC(Callback):
         self.asked = False
         try:
             self.previous = signal.signal(signal.SIGINT, handler)
-        except ValueError:  # not in the main thread, e.g. some notebook front ends: Ctrl-C then means what it always did
+        # not in the main thread, e.g. some notebook front ends: Ctrl-C then means what it always did
+        except ValueError:
             pass
 
     def restore(self) -> None:
@@ -192,7 +213,9 @@ class StopOnCtrlC(Callback):
             signal.signal(signal.SIGINT, self.previous)
             self.previous = None
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # a checkpoint holds no half-gathered gradient
         if stepped and trainer.strategy.reduce_boolean_decision(self.asked, all=False):  # one process asked: all stop
             self.asked = True

@@ -6,7 +6,8 @@
 __all__ = ['DiffusionModule', 'ClassifierModule', 'UpscalingModule']
 
 # %% ../../nbs/46_tasks.ipynb #405f1bf4
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +70,10 @@ class ClassifierModule(TrainingModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self.model(batch.input).float()
-        shown = {"val_loss": F.cross_entropy(logits, batch.label), "val_accuracy": (logits.argmax(dim=-1) == batch.label).float().mean()}
+        shown = {
+            "val_loss": F.cross_entropy(logits, batch.label),
+            "val_accuracy": (logits.argmax(dim=-1) == batch.label).float().mean(),
+        }
         self.log_dict(shown, prog_bar=True, sync_dist=True, batch_size=len(batch.label))
 
 # %% ../../nbs/46_tasks.ipynb #cdb87382
@@ -77,7 +81,12 @@ class UpscalingModule(DiffusionModule):
     "Trains an upscaler: each image is denoised beside a small version of itself."
 
     def __init__(self, model: nn.Module, *args: Any, **settings: Any):  # as for `DiffusionModule`
-        require(isinstance(model, Upscaler), f"task=upscale with a {type(model).__name__}", "an Upscaler", "Use experiment=meme_upscale.")
+        require(
+            isinstance(model, Upscaler),
+            f"task=upscale with a {type(model).__name__}",
+            "an Upscaler",
+            "Use experiment=meme_upscale.",
+        )
         super().__init__(model, *args, **settings)
 
     def denoiser(self, batch: Batch) -> ConditionedUpscaler:
