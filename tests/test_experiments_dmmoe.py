@@ -82,7 +82,7 @@ def layer_of(kinds, top_k=2):
 
 def test_operations_are_those_of_the_formulas():
     layer, x, D, N = (
-        layer_of([ConvExpert, partial(AttentionExpert, num_heads=2), MLPExpert], top_k=3),
+        layer_of([ConvExpert, partial(AttentionExpert, num_heads=2), partial(MLPExpert, mult=4)], top_k=3),
         torch.randn(2, 16, 12),
         12,
         16,

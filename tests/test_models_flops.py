@@ -27,7 +27,7 @@ def test_operations_are_those_of_the_formulas():
     B, N, d, n = 2, 16, 8, 5
     x = torch.randn(B, N, d)
     mlp = 2 * B * n * 2 * d * 4 * d
-    assert flops_of(MLPExpert(d), n, x) == mlp
+    assert flops_of(MLPExpert(d, 4), n, x) == mlp
     assert flops_of(AttentionExpert(d), n, x) == 2 * B * (n * d * d + N * d * 2 * d + 2 * n * N * d + n * d * d)
     assert flops_of(RecurrentExpert(d), n, x) == 2 * B * n * (3 * d * d + 3 * d * d + d * d)
     assert 0 < flops_of(ConvExpert(d), n, x) - mlp <= 2 * 2 * B * n * 9 * d, (

@@ -109,6 +109,21 @@ def test_a_path_is_taken_as_it_stands(path):
     assert read_override(f"run_dir={path}").value() == path
 
 
+def test_a_setting_that_was_renamed_tells_its_new_name():
+    with pytest.raises(UserError, match="objective is now prediction_type: write diffusion.prediction_type=eps"):
+        load_config(["diffusion.objective=eps"])
+
+
+@pytest.mark.parametrize("old, new", [
+    ("perceiver_moe_diffusion.moe.TopKRouter", "perceiver_moe_diffusion.models.moe.TopKRouter"),
+    ("perceiver_moe_diffusion.denoiser.Denoiser", "perceiver_moe_diffusion.models.denoiser.PerceiverDenoiser"),
+    ("perceiver_moe_diffusion.data.ImageDataModule", ""),
+])
+def test_a_class_that_has_moved_tells_its_new_place(old, new):
+    with pytest.raises(UserError, match=f"_target_={old} cannot be imported .*" + (f"It is now {new}" if new else "Give the full name")):
+        load_config([f"model.adapter._target_={old}"])
+
+
 CONF = Path(str(files("perceiver_moe_diffusion.conf")))
 CONF_FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 # what has no default, and what a part belongs to

@@ -201,6 +201,7 @@ class Sampler:
 @dataclass
 class DDIM(Sampler):
     "Song et al. 2021, eq. 12: deterministic at η = 0, as random as DDPM at η = 1."
+    steps: int = 25
     eta: float = 0.0  # η, 0 to 1
 
     def check(self) -> None:
@@ -218,6 +219,7 @@ class DDIM(Sampler):
 @dataclass
 class DDPM(Sampler):
     "Ho et al. 2020, algorithm 2: a draw from the posterior q(x_prev | x_t, x0)."
+    steps: int = 100
 
     def update(self, step, alpha_bar, alpha_bar_next, noise, state):
         mean, variance = posterior(step.x0, step.x, alpha_bar, alpha_bar_next)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..core import Stream, fold_seed, require
 from ..data.batches import random_examples
 from ..data.module import DataModule
-from .metrics import SmallCNN, quality, train_classifier
+from .metrics import CLASSIFIER_STEPS, SmallCNN, quality, train_classifier
 from ..figures import save_figure, show_grid, show_load, show_trajectory
 from ..models.flops import count_flops
 from ..models.moe import Routing, expert_load
@@ -62,7 +62,7 @@ def evaluate(
     guidance_scale: float = 2.0,
     fd_guidance_scale: float = 1.0,  # for the distances; 0 for a model that was trained without labels
     max_fd_images: int = 2000,       # at this scale; at most as many as the test part holds
-    classifier_steps: int = 800,
+    classifier_steps: int = CLASSIFIER_STEPS,
     seed: int = 0,
     folder: Path | None = None,      # gets the pictures of `save_pictures`; None: no pictures
     classifier: SmallCNN | None = None,  # None: trained here on the training images

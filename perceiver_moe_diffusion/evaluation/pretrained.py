@@ -19,6 +19,7 @@ from ..data.module import DataModule
 from ..diffusion.sampling import DDPM, Sampler
 from .generate import evaluate
 from perceiver_moe_diffusion.evaluation.metrics import (
+    CLASSIFIER_STEPS,
     FeatureSet,
     SmallCNN,
     bootstrap_mean,
@@ -144,7 +145,7 @@ def export_pretrained(
         with atomic_write(target / name) as file:
             file.write_bytes((run / name).read_bytes())
     pipeline = load_pipeline(target)
-    classifier = train_classifier(data, evaluation.get("classifier_steps", 800), seed)
+    classifier = train_classifier(data, evaluation.get("classifier_steps", CLASSIFIER_STEPS), seed)
     results = evaluate(pipeline, data, seed=seed, classifier=classifier, **evaluation)
     test, labels = random_examples(data, "test", results["fd_images"], seed)
     real, _ = classifier.judge(test)

@@ -14,6 +14,7 @@ from ..core import Stream, fold_seed
 from ..data.batches import random_examples
 from ..data.module import DataModule
 from perceiver_moe_diffusion.evaluation.metrics import (
+    CLASSIFIER_STEPS,
     FeatureSet,
     SmallCNN,
     bootstrap_mean,
@@ -35,7 +36,7 @@ def upscale_quality(
     pipeline: UpscalerPipeline,
     data: DataModule,           # whose training part the model was trained on
     max_images: int = 2000,          # at most as many as the test part holds
-    classifier_steps: int = 800,
+    classifier_steps: int = CLASSIFIER_STEPS,
     seed: int = 0,
     folder: Path | None = None,      # gets `upscaled.png`; None: no picture
     classifier: SmallCNN | None = None,  # None: trained here on the training images

@@ -19,6 +19,7 @@ from ..data.batches import random_examples
 from ..data.module import DataModule
 from ..evaluation.generate import show_samples
 from perceiver_moe_diffusion.evaluation.metrics import (
+    CLASSIFIER_STEPS,
     FeatureSet,
     SmallCNN,
     accuracy_table,
@@ -153,7 +154,7 @@ class JudgeGrowth:
     whole: DataModule         # of the old classes, then the new ones
     guidance_scale: float = 2.0    # beside s = 1
     max_images: int = 2000         # at most as many as the test part holds
-    classifier_steps: int = 800
+    classifier_steps: int = CLASSIFIER_STEPS
     seed: int = 0
 
     def __post_init__(self):

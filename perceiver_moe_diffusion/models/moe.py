@@ -160,7 +160,14 @@ def dispatch(
 
 # %% ../../nbs/30_moe.ipynb #00188dbe
 class MLPExpert(MLP):
-    "An expert that looks at its rows alone."
+    "An expert that looks at its rows alone: a two-layer perceptron."
+
+    def __init__(self,
+        dim: int,              # channels of a row
+        mult: float = 2,       # hidden channels = mult × dim; with top-2, the work of a dense layer of 4 × dim
+        dropout: float = 0.0,  # share of the hidden channels set to 0 in training
+    ):
+        super().__init__(dim, mult, dropout)
 
     def forward(self,
         rows: torch.Tensor,                    # [n, dim] the rows routed to this expert

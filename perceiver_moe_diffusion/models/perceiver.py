@@ -61,9 +61,9 @@ class PerceiverIO(nn.Module):
         input_dim: int,                                    # C, channels of an input
         query_dim: int,                                    # D, channels of a query
         dim: int = 128,                                    # channels of a latent
-        num_latents: int = 32,                             # L
-        depth: int = 4,                                    # latent blocks in a stage
-        num_heads: int = 4,                                # divides `dim` and `query_dim`
+        num_latents: int = 16,                             # L
+        depth: int = 2,                                    # latent blocks in a stage
+        num_heads: int = 2,                                # divides `dim` and `query_dim`
         feed_forward: Callable[[int], nn.Module] = Dense,  # dense or MoE: for the latent blocks and the decoder
         num_stages: int = 1,                               # how often the inputs are read (iterative attention)
         share_weights: bool = False,                       # all stages after the first use the same weights

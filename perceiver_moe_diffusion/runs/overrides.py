@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -28,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..core import UserError, require
+from ..pipelines.files import RENAMED_CLASSES, RENAMED_SETTINGS
 from .schemas import ROOT_SCHEMAS, SCHEMAS, register
 
 # %% ../../nbs/82_overrides.ipynb #8ef808bd
@@ -186,6 +188,9 @@ def check_key(config: DictConfig, override: Override, search: Sequence[Override]
         require(not override.is_add(), override.input_line, f"{key}=VALUE without the +, since {key} is there")
         return
     parent, _, leaf = key.rpartition(".")
+    if leaf in RENAMED_SETTINGS and f"{parent}.{RENAMED_SETTINGS[leaf]}".strip(".") in known:
+        new = f"{parent}.{RENAMED_SETTINGS[leaf]}".strip(".")
+        raise UserError(f"{leaf} is now {RENAMED_SETTINGS[leaf]}: write {new}={override.value()}.")
     accepted = (accepted_keys(known[parent], parent) or {}) if isinstance(known.get(parent), DictConfig) else {}
     if leaf in accepted and (override.is_add() or override.is_force_add()):
         return
@@ -281,6 +286,19 @@ def check_number(given: str, number: float, low: float, high: float) -> None:
     require(math.isfinite(number) and low <= number <= high, given, allowed)
 
 # %% ../../nbs/82_overrides.ipynb #15354ec0
+def moved_to(target: str) -> str:  # a sentence, or "" for what is not of this package
+    "Where a class of this package stands now, for a `_target_` from before the package had rooms."
+    package, _, name = target.partition(".")
+    last = name.rpartition(".")[2]
+    last = RENAMED_CLASSES.get(last, last)
+    rooms = ("models", "diffusion", "data", "pipelines", "training", "evaluation") if package == "perceiver_moe_diffusion" else ()
+    for room in rooms:
+        face = import_module(f"{package}.{room}")
+        if last in face.__all__:
+            return f"It is now {getattr(face, last).__module__}.{last}."
+    return ""
+
+
 def accepted_keys(
     node: DictConfig,
     path: str,                # its name, for the message
@@ -292,9 +310,9 @@ def accepted_keys(
         target = resolve_name(node["_target_"])
     except Exception as error:
         raise UserError(
-            f"{path}._target_={node['_target_']} cannot be imported ({str(error).splitlines()[0]}). Give the full "
-            "name, package.module.Class; "
-            "Python finds a file of your own if its folder is in the environment variable PYTHONPATH."
+            f"{path}._target_={node['_target_']} cannot be imported ({str(error).splitlines()[0]}). "
+            + (moved_to(node["_target_"]) or "Give the full name, package.module.Class; "
+               "Python finds a file of your own if its folder is in the environment variable PYTHONPATH.")
         ) from error
     try:
         parameters = inspect.signature(target).parameters.values()

@@ -15,6 +15,7 @@ from omegaconf import MISSING, OmegaConf
 
 from ..core import require
 from ..diffusion.process import Loss, PredictionType
+from ..evaluation.metrics import CLASSIFIER_STEPS
 
 # %% ../../nbs/81_schemas.ipynb #1b4d7887
 def bounded(
@@ -194,7 +195,7 @@ class EvaluationConfig(Node):
     guidance_scale: float = bounded(2.0, 0, 1000)     # at which it is measured
     fd_guidance_scale: float = bounded(1.0, 0, 1000)  # for the distances
     max_fd_images: int = bounded(2000, 10)            # images for the distances; at most as many as the test part has
-    classifier_steps: int = bounded(800, 1)
+    classifier_steps: int = bounded(CLASSIFIER_STEPS, 1)
     seed: int = bounded(0, 0)
 
 

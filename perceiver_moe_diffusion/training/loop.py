@@ -111,7 +111,7 @@ class TrainingModule(LightningModule):
     def __init__(self,
         model: nn.Module,
         optimizer: Callable[..., torch.optim.Optimizer],  # optimizer(parameters)
-        warmup_steps: int = 100,
+        warmup_steps: int = 50,
         balance_weight: float = 0.01,          # of the load-balancing loss
         z_weight: float = 1e-3,                # of the router z-loss
         seed: int = 0,

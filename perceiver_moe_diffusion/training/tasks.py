@@ -28,7 +28,7 @@ class DiffusionModule(TrainingModule):
         model: nn.Module,                      # model(x, t, label, return_routing) -> prediction (, routings)
         diffusion: Diffusion,
         optimizer: Callable[..., torch.optim.Optimizer],  # optimizer(parameters)
-        warmup_steps: int = 100,
+        warmup_steps: int = 50,
         balance_weight: float = 0.01,          # of the load-balancing loss
         z_weight: float = 1e-3,                # of the router z-loss
         seed: int = 0,
@@ -54,7 +54,7 @@ class ClassifierModule(TrainingModule):
     def __init__(self,
         model: nn.Module,                      # model(inputs, return_routing) -> logits (, routings)
         optimizer: Callable[..., torch.optim.Optimizer],  # optimizer(parameters)
-        warmup_steps: int = 100,
+        warmup_steps: int = 50,
         balance_weight: float = 0.01,          # of the load-balancing loss
         z_weight: float = 1e-3,                # of the router z-loss
         seed: int = 0,
