@@ -23,17 +23,11 @@ def tile(
     columns: int,          # C
     gap: int = 1,          # pixels between images
 ) -> np.ndarray:           # [rows, columns] for grey images, [rows, columns, 3] for RGB; in [0, 1]
-    "Images side by side, as one array."
-    require(
-        images.ndim == 4 and images.shape[1] in (1, 3),
-        f"images of shape {tuple(images.shape)}",
-        "[N, C, H, W] with C of 1 (grey) or 3 (RGB)",
-    )
-    require(
-        columns >= 1 and len(images) >= 1 and len(images) % columns == 0,
-        f"{len(images)} images in {columns} columns",
-        "a number that fills whole rows",
-    )
+    "A batch of images as one array, side by side in a grid (image grid, contact sheet)."
+    require(images.ndim == 4 and images.shape[1] in (1, 3), f"images of shape {tuple(images.shape)}",
+            "[N, C, H, W] with C of 1 (grey) or 3 (RGB)")
+    require(columns >= 1 and len(images) >= 1 and len(images) % columns == 0,
+            f"{len(images)} images in {columns} columns", "a number that fills whole rows")
     padded = torch.nn.functional.pad(images.detach().float().clamp(-1, 1) / 2 + 0.5, (0, gap, 0, gap), value=0.5)
     grid = rearrange(padded, "(r k) c h w -> (r h) (k w) c", k=columns)
     grid = grid[:grid.shape[0] - gap, :grid.shape[1] - gap]
@@ -47,7 +41,7 @@ def png_grid(
     row_names: Sequence[str] = (),    # written into a margin on the left
     column_names: Sequence[str] = (), # written into a margin above
 ) -> bytes:
-    "Images side by side as the bytes of an 8-bit PNG: in milliseconds, where a figure takes a tenth of a second."
+    "A batch of images as the bytes of an 8-bit PNG grid, with names in its margins; no plotting library needed."
     require(scale >= 1, f"scale={scale}", "1 or more")
     array = tile(images, columns).repeat(scale, axis=0).repeat(scale, axis=1)
     grid = Image.fromarray((255 * array).round().astype(np.uint8))
@@ -63,13 +57,13 @@ def png_grid(
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
-
+# %% ../nbs/60_image_grid.ipynb #e23f664d
 def save_images(
     images: torch.Tensor,  # [N, C, H, W] in [−1, 1]; 1 channel or 3
     path: Path | str,
     columns: int,          # divides N
     scale: int = 4,        # pixels of the file for a pixel of the image
 ) -> None:
-    "Write images side by side as an 8-bit PNG, each pixel `scale` pixels wide, whole or not at all."
+    "Write a batch of images as a PNG grid, each pixel `scale` pixels wide, whole or not at all (atomic write)."
     with atomic_write(path) as file:
         file.write_bytes(png_grid(images, columns, scale))

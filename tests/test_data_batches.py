@@ -1,6 +1,7 @@
 # Made from nbs/41_batches.ipynb by `pmd-dev tests`. Edit the notebook.
 import pytest
 import torch
+from functools import partial
 from itertools import combinations
 from itertools import islice
 from perceiver_moe_diffusion.core import UserError
@@ -8,10 +9,57 @@ from perceiver_moe_diffusion.data.batches import Batch
 from perceiver_moe_diffusion.data.batches import CropFlip
 from perceiver_moe_diffusion.data.batches import StepLoader
 from perceiver_moe_diffusion.data.batches import keep_classes
+from perceiver_moe_diffusion.data.batches import random_examples
 from perceiver_moe_diffusion.data.batches import split_indices
 from perceiver_moe_diffusion.data.batches import subsample_per_class
 from perceiver_moe_diffusion.data.images import ImageSet
 from perceiver_moe_diffusion.data.images import digits
+from types import SimpleNamespace
+
+
+def blank_set(num_images: int, num_classes: int = 4, official_test: int = 0) -> ImageSet:
+    "Images of 2×2 pixels that carry their own number, so that a batch tells which images it holds."
+    number = torch.arange(num_images)
+    pixels = torch.stack([number % 256, number // 256], dim=1).to(torch.uint8).view(-1, 1, 2, 1).expand(-1, 1, 2, 2)
+    return ImageSet(pixels, number % num_classes, [f"class {i}" for i in range(num_classes)], 256, official_test)
+
+
+@pytest.mark.parametrize("data", [digits(), blank_set(103), blank_set(140, official_test=40)],
+                         ids=["digits", "blank", "official"])
+def test_the_parts_are_disjoint_cover_everything_and_have_the_classes_in_proportion(data):
+    train, val, test = split_indices(data, 0.1, 0.2, seed=0)
+    assert torch.equal(torch.cat([train, val, test]).sort().values, torch.arange(len(data.labels)))
+    all_but_test = torch.cat([train, val])
+    drawn = [(train, all_but_test), (val, all_but_test)]
+    drawn += [] if data.official_test else [(test, torch.arange(len(data.labels)))]
+    for part, whole in drawn:
+        classes = len(data.class_names)
+        exact = data.labels[whole].bincount(minlength=classes) * len(part) / len(whole)
+        assert (data.labels[part].bincount(minlength=classes) - exact).abs().max() <= 1
+
+
+def test_an_official_test_set_is_kept():
+    train, val, test = split_indices(blank_set(140, official_test=40), 0.1, 0.2, seed=0)
+    assert test.tolist() == list(range(100, 140)) and len(val) == 10 and len(train) == 90
+
+
+def test_a_validation_set_that_is_given_is_kept_too():
+    train, val, test = split_indices(blank_set(140, official_test=40)._replace(official_val=20), 0.1, 0.2, seed=0)
+    assert train.tolist() == list(range(80))
+    assert val.tolist() == list(range(80, 100)) and test.tolist() == list(range(100, 140))
+
+
+def test_the_split_is_a_function_of_its_seed():
+    data = digits()
+    first, again, other = (split_indices(data, 0.1, 0.2, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other))
+
+
+@pytest.mark.parametrize("num_images", [4, 9])
+def test_too_few_images_to_split_is_explained(num_images):
+    with pytest.raises(UserError, match=f"{num_images} images of 4 classes cannot be split.*at least 3 images"):
+        split_indices(blank_set(num_images), 0.1, 0.2, seed=0)
 
 
 def test_few_images_of_each_class_and_more_hold_the_fewer():
@@ -30,89 +78,18 @@ def test_some_classes_are_numbered_anew_and_stay_in_their_part():
     data = digits()._replace(official_test=300)
     parts = split_indices(data, 0.1, 0.2, seed=0)
     some, some_parts = keep_classes(data, parts, [8, 3])
-    assert some.class_names == ["8", "3"] and some.official_test == int(
-        torch.isin(data.labels[-300:], torch.tensor([3, 8])).sum()
-    )
-    for index, (images, labels) in zip(some_parts, ((data.pixels[part], data.labels[part]) for part in parts)):
-        wanted = torch.isin(labels, torch.tensor([3, 8]))
-        assert torch.equal(some.pixels[index], images[wanted]) and torch.equal(
-            some.labels[index], (labels[wanted] == 3).long()
-        )
+    threes_and_eights = torch.isin(data.labels, torch.tensor([3, 8]))
+    assert some.class_names == ["8", "3"] and some.official_test == int(threes_and_eights[-300:].sum())
+    for index, part in zip(some_parts, parts):
+        wanted = part[threes_and_eights[part]]
+        assert torch.equal(some.pixels[index], data.pixels[wanted])
+        assert torch.equal(some.labels[index], (data.labels[wanted] == 3).long())
 
 
 @pytest.mark.parametrize("classes", [[], [3, 3], [10], [-1], ["3"], [1.0]])
 def test_classes_that_are_not_there_are_refused(classes):
     with pytest.raises(UserError, match=r"data.classes=.* numbers from 0 to 9 \(0, 1"):
         keep_classes(digits(), (torch.arange(3),), classes)
-
-
-def blank_set(num_images: int, num_classes: int = 4, official_test: int = 0) -> ImageSet:
-    "Images of 2×2 pixels that carry their own number, so that a batch tells which images it holds."
-    number = torch.arange(num_images)
-    pixels = torch.stack([number % 256, number // 256], dim=1).to(torch.uint8).view(-1, 1, 2, 1).expand(-1, 1, 2, 2)
-    return ImageSet(pixels, number % num_classes, [f"class {i}" for i in range(num_classes)], 256, official_test)
-
-
-@pytest.mark.parametrize("data", [digits(), blank_set(103), blank_set(140, official_test=40)], ids=["digits", "blank", "official"])
-def test_the_parts_are_disjoint_cover_everything_and_have_the_classes_in_proportion(data):
-    train, val, test = split_indices(data, 0.1, 0.2, seed=0)
-    assert torch.equal(torch.cat([train, val, test]).sort().values, torch.arange(len(data.labels)))
-    all_but_test = torch.cat([train, val])
-    for part, whole in [(train, all_but_test), (val, all_but_test)] + (
-        [] if data.official_test else [(test, torch.arange(len(data.labels)))]
-    ):
-        classes = len(data.class_names)
-        exact = data.labels[whole].bincount(minlength=classes) * len(part) / len(whole)
-        assert (data.labels[part].bincount(minlength=classes) - exact).abs().max() <= 1
-
-
-def test_an_official_test_set_is_kept():
-    train, val, test = split_indices(blank_set(140, official_test=40), 0.1, 0.2, seed=0)
-    assert test.tolist() == list(range(100, 140)) and len(val) == 10 and len(train) == 90
-
-
-def test_a_validation_set_that_is_given_is_kept_too():
-    train, val, test = split_indices(blank_set(140, official_test=40)._replace(official_val=20), 0.1, 0.2, seed=0)
-    assert (
-        test.tolist() == list(range(100, 140))
-        and val.tolist() == list(range(80, 100))
-        and train.tolist() == list(range(80))
-    )
-
-
-def test_the_split_is_a_function_of_its_seed():
-    data = digits()
-    first, again, other = (split_indices(data, 0.1, 0.2, seed) for seed in (0, 0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other))
-
-
-@pytest.mark.parametrize("num_images", [4, 9])
-def test_too_few_images_to_split_is_explained(num_images):
-    with pytest.raises(UserError, match=f"{num_images} images of 4 classes cannot be split.*at least 3 images"):
-        split_indices(blank_set(num_images), 0.1, 0.2, seed=0)
-
-
-def test_an_augmented_image_is_a_window_of_the_padded_one_mirrored_or_not():
-    images = digits().inputs(slice(0, 40))
-    torch.manual_seed(0)
-    moved = CropFlip(2)(images)
-    assert moved.shape == images.shape
-    padded, mirrored = torch.nn.functional.pad(images, [2] * 4, mode="reflect"), 0
-    for image, wide in zip(moved, padded):
-        windows = wide.unfold(1, 8, 1).unfold(2, 8, 1).flatten(1, 2)[0]  # [25, 8, 8]
-        plain, flipped = (windows == image).all((1, 2)).any(), (windows.flip(-1) == image).all((1, 2)).any()
-        assert plain or flipped
-        mirrored += int(flipped and not plain)
-    assert 8 < mirrored < 32
-    assert torch.equal(CropFlip(0, flip=False)(images), images)
-
-
-def test_a_padding_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="padding=8 for images of 8×8 .* 0 to 7"):
-        CropFlip(8)(torch.zeros(1, 1, 8, 8))
-    with pytest.raises(UserError, match="padding=-1"):
-        CropFlip(-1)
 
 
 def image_numbers(batch: Batch) -> list[int]:
@@ -142,13 +119,9 @@ def test_starting_at_any_step_gives_the_batches_of_the_whole_run(start, augment)
 @pytest.mark.parametrize("augment", [None, random_flip])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_shares_of_all_processes_are_the_batch_of_one(processes, augment):
-    loaders = [
-        StepLoader(
-            blank_set(100), torch.arange(50), 8, seed=3, process=lambda rank=rank: (rank, processes), augment=augment
-        )
-        for rank in range(processes)
-    ]
-    alone = StepLoader(blank_set(100), torch.arange(50), 8, seed=3, augment=augment)
+    make = partial(StepLoader, blank_set(100), torch.arange(50), 8, seed=3, augment=augment)
+    loaders = [make(process=lambda rank=rank: (rank, processes)) for rank in range(processes)]
+    alone = make()
     for shares, whole in zip(zip(*(islice(loader, 15) for loader in loaders)), alone):
         assert {len(share.input) for share in shares} == {8 // processes}
         torch.testing.assert_close(torch.cat([share.input for share in shares]), whole.input, rtol=0, atol=0)
@@ -158,10 +131,8 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(processes, augment):
 def test_an_epoch_visits_each_image_at_most_once_and_each_epoch_has_its_own_order():
     index = torch.arange(300, 350)
     loader = StepLoader(blank_set(400), index, batch_size=8, seed=0)
-    epochs = [
-        [n for step in range(6 * epoch, 6 * epoch + 6) for n in image_numbers(loader.batch(step))]
-        for epoch in range(20)
-    ]
+    numbers_of = lambda steps: [n for step in steps for n in image_numbers(loader.batch(step))]
+    epochs = [numbers_of(range(6 * epoch, 6 * epoch + 6)) for epoch in range(20)]
     for numbers in epochs:
         assert len(numbers) == len(set(numbers)) == 48 and set(numbers) <= set(index.tolist())
     assert len({tuple(numbers) for numbers in epochs}) == 20
@@ -194,3 +165,36 @@ def test_a_batch_size_outside_the_training_set_is_explained(batch_size):
 def test_a_batch_that_the_processes_cannot_share_is_explained():
     with pytest.raises(UserError, match="data.batch_size=9 on 2 processes"):
         next(iter(StepLoader(blank_set(100), torch.arange(50), 9, seed=0, process=lambda: (0, 2))))
+
+
+def test_an_augmented_image_is_a_window_of_the_padded_one_mirrored_or_not():
+    images = digits().inputs(slice(0, 40))
+    torch.manual_seed(0)
+    moved = CropFlip(2)(images)
+    assert moved.shape == images.shape
+    padded, mirrored = torch.nn.functional.pad(images, [2] * 4, mode="reflect"), 0
+    for image, wide in zip(moved, padded):
+        windows = wide.unfold(1, 8, 1).unfold(2, 8, 1).flatten(1, 2)[0]  # [25, 8, 8]
+        plain, flipped = (windows == image).all((1, 2)).any(), (windows.flip(-1) == image).all((1, 2)).any()
+        assert plain or flipped
+        mirrored += int(flipped and not plain)
+    assert 8 < mirrored < 32
+    assert torch.equal(CropFlip(0, flip=False)(images), images)
+
+
+def test_a_padding_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="padding=8 for images of 8×8 .* 0 to 7"):
+        CropFlip(8)(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(UserError, match="padding=-1"):
+        CropFlip(-1)
+
+
+def test_random_examples_are_of_their_split_without_repetition_and_depend_on_the_seed():
+    data = SimpleNamespace(data=blank_set(100), val_index=torch.arange(20, 60))
+    inputs, labels = random_examples(data, "val", 15, seed=0)
+    numbers = image_numbers(Batch(inputs, labels, 0))
+    assert len(set(numbers)) == 15 and set(numbers) <= set(range(20, 60))
+    assert labels.tolist() == [number % 4 for number in numbers]
+    again, other = (random_examples(data, "val", 15, seed)[0] for seed in (0, 1))
+    assert torch.equal(again, inputs) and not torch.equal(other, inputs)
+    assert len(random_examples(data, "val", 1000, seed=0)[1]) == 40, "no more than there are"

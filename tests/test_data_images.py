@@ -31,9 +31,8 @@ def test_every_level_of_a_pixel_survives(levels):
     data = ImageSet(pixels, torch.zeros(levels, dtype=torch.long), ["any"], levels)
     images = data.inputs()
     assert images.min() == -1 and images.abs().max() <= 1
-    torch.testing.assert_close(
-        images[:, 0, 0, 0].double(), torch.linspace(-1, 1, levels, dtype=torch.double), rtol=0, atol=2e-7
-    )
+    evenly = torch.linspace(-1, 1, levels, dtype=torch.double)
+    torch.testing.assert_close(images[:, 0, 0, 0].double(), evenly, rtol=0, atol=2e-7)
 
 
 def test_the_digits_are_what_scikit_learn_publishes():
@@ -44,16 +43,14 @@ def test_the_digits_are_what_scikit_learn_publishes():
 
 
 def write_idx(path: Path, array: torch.Tensor) -> None:
-    """A file in MNIST's format: two zero bytes, the type (8.
-
-    Unsigned byte), the number of axes, their sizes, the values.
-    """
+    "A file in MNIST's format: two zero bytes, the type (8: bytes), the number of axes, their sizes, the values."
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
     path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.to(torch.uint8).numpy().tobytes())
 
 
-# [train + test, 28, 28]
-def write_mnist(root: Path, train: int = 60, test: int = 20, name: str = "MNIST") -> torch.Tensor:
+def write_mnist(
+    root: Path, train: int = 60, test: int = 20, name: str = "MNIST"
+) -> torch.Tensor:  # [train + test, 28, 28], the pixels written
     "The four files of MNIST as torchvision leaves them on disk, with few images; label of image i: i mod 10."
     folder = root / name / "raw"
     folder.mkdir(parents=True)
@@ -113,12 +110,13 @@ def test_colour_images_come_with_their_channels_first(monkeypatch):
     np.testing.assert_array_equal(data.pixels[5, 2].numpy(), pixels[5, :, :, 2])
 
 
-@pytest.mark.parametrize("error", [RuntimeError("Error downloading train-images:\nTried a mirror, got: 404"), URLError("no route to host")])
+@pytest.mark.parametrize("error", [
+    RuntimeError("Error downloading train-images:\nTried a mirror, got: 404"), URLError("no route to host"),
+])
 def test_a_failing_download_is_one_line_that_says_what_to_do(error, tmp_path, monkeypatch):
     no_network(monkeypatch, error)
-    with pytest.raises(
-        UserError, match="MNIST is not in data.root=.* could not be downloaded .*use data=digits"
-    ) as raised:
+    message = "MNIST is not in data.root=.* could not be downloaded .*use data=digits"
+    with pytest.raises(UserError, match=message) as raised:
         mnist(str(tmp_path / "none"))
     assert str(tmp_path / "none") in str(raised.value) and "\n" not in str(raised.value)
 
@@ -136,10 +134,9 @@ def draw(shape: str, width: int, height: int) -> Image.Image:
     "A disc, a square or stripes on a coloured ground, in the middle of a picture of any size."
     y, x = np.mgrid[:height, :width]
     x, y = (x - (width - 1) / 2) / min(width, height), (y - (height - 1) / 2) / min(width, height)
-    inside = {"disc": x**2 + y**2 < 0.1, "square": np.maximum(abs(x), abs(y)) < 0.25, "stripes": np.sin(20 * x) > 0}[
-        shape
-    ]
-    return Image.fromarray(np.where(inside[..., None], (240, 200, 40), (30, 60, 160)).astype(np.uint8))
+    shapes = {"disc": x**2 + y**2 < 0.1, "square": np.maximum(abs(x), abs(y)) < 0.25, "stripes": np.sin(20 * x) > 0}
+    inside = shapes[shape][..., None]
+    return Image.fromarray(np.where(inside, (240, 200, 40), (30, 60, 160)).astype(np.uint8))
 
 
 def write_pictures(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> None:
@@ -190,8 +187,8 @@ def test_the_middle_square_is_kept(tmp_path):
 
 @pytest.mark.parametrize("options, message", [
     (dict(root=None), "data.root=None"), (dict(root="no/such/folder"), "data.root=no/such/folder"),
-    (dict(image_size=0), "data.image_size=0"), (dict(image_size=8.5), "data.image_size=8.5"), (dict(image_size="big"), "data.image_size=big"),
-    (dict(channels=2), "data.channels=2.*1 .grey. or 3"),
+    (dict(image_size=0), "data.image_size=0"), (dict(image_size=8.5), "data.image_size=8.5"),
+    (dict(image_size="big"), "data.image_size=big"), (dict(channels=2), "data.channels=2.*1 .grey. or 3"),
 ])
 def test_a_wrong_option_of_a_folder_is_explained(options, message, tmp_path):
     write_pictures(tmp_path, sizes=[(8, 8)])
@@ -208,7 +205,8 @@ def test_an_empty_folder_is_explained(make, tmp_path):
         image_folder(str(tmp_path))
 
 
-@pytest.mark.parametrize("damage", [lambda raw: b"not an image", lambda raw: raw[:len(raw) // 2], lambda raw: b""], ids=["text", "half", "empty"])
+@pytest.mark.parametrize("damage", [lambda raw: b"not an image", lambda raw: raw[:len(raw) // 2], lambda raw: b""],
+                         ids=["text", "half", "empty"])
 def test_a_broken_image_is_named(damage, tmp_path):
     write_pictures(tmp_path, sizes=[(40, 40)])
     broken = tmp_path / "square" / "40x40.png"
@@ -234,11 +232,8 @@ def test_a_smaller_pixel_is_the_mean_of_what_it_covers():
 
 
 def test_a_colour_becomes_its_brightness():
-    colours = (
-        torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [90, 90, 90]], dtype=torch.uint8)
-        .view(4, 3, 1, 1)
-        .expand(-1, -1, 6, 6)
-    )
+    rgb = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [90, 90, 90]], dtype=torch.uint8)
+    colours = rgb.view(4, 3, 1, 1).expand(-1, -1, 6, 6)
     data = lambda root: ImageSet(colours, torch.arange(4), list("rgbw"), 256)
     assert resized(None, data, 3, grey=True).pixels[:, 0, 2, 2].tolist() == [76, 150, 29, 90]
     assert resized(None, data, 3).pixels.shape == (4, 3, 3, 3)

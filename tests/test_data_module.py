@@ -44,6 +44,18 @@ def test_every_validation_image_is_seen_once_and_no_process_is_idle(batch_size, 
         assert [n for share in shares for batch in share if batch.step == step for n in image_numbers(batch)] == numbers
 
 
+def test_a_training_goes_on_from_any_step_and_is_shared_among_processes():
+    module = DataModule(digits, batch_size=16)
+    asked = []
+    later = module.train_batches(first=lambda: asked.append("first") or 7)
+    assert not asked, "what the trainer knows is asked for when the training begins"
+    batch = next(iter(later))
+    assert asked == ["first"] and batch.step == 7
+    shares = [next(iter(module.train_batches(lambda: 7, lambda rank=rank: (rank, 2)))) for rank in range(2)]
+    assert torch.equal(torch.cat([share.input for share in shares]), batch.input)
+    assert torch.equal(torch.cat([share.label for share in shares]), batch.label)
+
+
 def test_parts_are_what_the_indices_say_and_only_training_images_are_augmented():
     module = DataModule(digits, batch_size=16, augment=lambda images: images * 0)
     assert (module.input_shape, module.num_classes) == ((1, 8, 8), 10)
@@ -59,9 +71,8 @@ def test_parts_are_what_the_indices_say_and_only_training_images_are_augmented()
 def test_the_data_module_keeps_the_split_of_the_whole():
     whole, some = DataModule(digits), DataModule(digits, classes=[8, 9], shots=5)
     images, labels = whole.split("test")
-    assert torch.equal(some.split("test")[0], images[labels >= 8]) and torch.equal(
-        some.split("test")[1], labels[labels >= 8] - 8
-    )
+    assert torch.equal(some.split("test")[0], images[labels >= 8])
+    assert torch.equal(some.split("test")[1], labels[labels >= 8] - 8)
     assert some.num_classes == 2 and some.split("train")[1].bincount().tolist() == [5, 5]
 
 

@@ -100,10 +100,15 @@ def test_min_snr_weights_are_those_of_the_paper():
     snr = a2 / (1 - a2)
     capped = snr.clamp(max=5)
     for prediction_type, wanted in (("x0", capped), ("eps", capped / snr), ("v", capped / (snr + 1))):
-        assert_close(
-            Diffusion(prediction_type=prediction_type, min_snr_gamma=5).weight(t), wanted.float(), rtol=1e-5, atol=1e-7
-        )
+        assert_close(Diffusion(prediction_type=prediction_type, min_snr_gamma=5).weight(t), wanted.float(),
+                     rtol=1e-5, atol=1e-7)
     assert_close(Diffusion().weight(t), torch.ones(1000))
+
+
+@pytest.mark.parametrize("prediction_type", ["x0", "v"])
+def test_with_zero_terminal_snr_min_snr_gives_the_last_timestep_no_weight(prediction_type):
+    weight = Diffusion(zero_snr=True, prediction_type=prediction_type, min_snr_gamma=5).weight(torch.arange(1000))
+    assert weight[-1] == 0 and (weight[:-1] > 0).all()
 
 
 def test_levels_cover_the_range_and_each_is_as_likely_as_another():
@@ -111,20 +116,19 @@ def test_levels_cover_the_range_and_each_is_as_likely_as_another():
     draws = torch.stack(
         [diffusion.sample_noise(10, (1,), torch.Generator().manual_seed(seed)).t for seed in range(2000)]
     )
-    assert (draws.sort(dim=1).values // 10 == torch.arange(10)).all(), "one level in every tenth of the range"
+    assert (draws.sort(dim=1).values // 10 == torch.arange(10)).all(), "one timestep in every tenth of the range"
     counts = torch.bincount(draws.flatten(), minlength=100)
     assert counts.min() > 140 and counts.max() < 260        # 200 expected, standard deviation 14
     first = draws[:, 0].double()
-    assert abs(first.mean() - 49.5) < 2, "the order is random: no place in the batch prefers a level"
+    assert abs(first.mean() - 49.5) < 2, "the order is random: no place in the batch prefers a timestep"
 
 
 def test_labels_are_dropped_at_the_given_rate_and_replaced_by_the_models_null_label():
     diffusion = Diffusion(label_dropout=0.3)
     x0 = torch.zeros(4000, 1, 1, 1)
     oracle = Oracle(diffusion, x0)
-    diffusion.loss(
-        oracle, x0, torch.full((4000,), 7), diffusion.sample_noise(4000, (1, 1, 1), torch.Generator().manual_seed(0))
-    )
+    diffusion.loss(oracle, x0, torch.full((4000,), 7),
+                   diffusion.sample_noise(4000, (1, 1, 1), torch.Generator().manual_seed(0)))
     assert set(oracle.labels.tolist()) == {7, 10}
     assert abs((oracle.labels == 10).double().mean() - 0.3) < 0.03
 
@@ -138,8 +142,8 @@ def test_two_processes_share_one_draw():
 
 @pytest.mark.parametrize("options, message", [
     (dict(timesteps=1), "timesteps=1 is not possible; allowed: 2 or more"),
-    (dict(prediction_type="eps", zero_snr=True), "prediction_type=eps with zero terminal SNR is not possible; allowed: "
-                                                 "x0 or v"),
+    (dict(prediction_type="eps", zero_snr=True),
+     "prediction_type=eps with zero terminal SNR is not possible; allowed: x0 or v"),
     (dict(prediction_type="w"), "prediction_type=w is not possible; allowed: eps, x0, v"),
     (dict(loss="l3"), "loss=l3 is not possible; allowed: mse, l1, huber"),
     (dict(label_dropout=1.5), "label_dropout=1.5"), (dict(min_snr_gamma=float("nan")), "min_snr_gamma=nan")])
@@ -149,19 +153,25 @@ def test_impossible_settings_are_refused_with_one_sentence(options, message):
 
 
 def test_posterior_is_bayes_rule():
-    "Where everything is normal, q(x_prev | x_t, x0) follows from the joint covariance of x_prev and x_t given x0."
-    A, P, x0, x_t = 0.2, 0.5, 0.7, -0.4
-    var_prev, var_t, cov = 1 - P, 1 - A, math.sqrt(A / P) * (1 - P)
-    mean = math.sqrt(P) * x0 + cov / var_t * (x_t - math.sqrt(A) * x0)
-    ours, variance = posterior(torch.tensor(x0), torch.tensor(x_t), A, P)
+    "Where everything is normal, q(x_s | x_t, x0) follows from the joint covariance of x_s and x_t given x0."
+    alpha_bar, alpha_bar_next, x0, x_t = 0.2, 0.5, 0.7, -0.4
+    var_s, var_t = 1 - alpha_bar_next, 1 - alpha_bar
+    cov = math.sqrt(alpha_bar / alpha_bar_next) * var_s
+    mean = math.sqrt(alpha_bar_next) * x0 + cov / var_t * (x_t - math.sqrt(alpha_bar) * x0)
+    ours, variance = posterior(torch.tensor(x0), torch.tensor(x_t), alpha_bar, alpha_bar_next)
     assert_close(ours, torch.tensor(mean))
-    assert abs(variance - (var_prev - cov**2 / var_t)) < 1e-12
+    assert abs(variance - (var_s - cov**2 / var_t)) < 1e-12
 
 
 def test_the_last_step_lands_on_the_image():
-    mean, variance = posterior(torch.tensor(0.3), torch.tensor(2.0), A=0.999, P=1.0)
+    mean, variance = posterior(torch.tensor(0.3), torch.tensor(2.0), alpha_bar=0.999, alpha_bar_next=1.0)
     assert_close(mean, torch.tensor(0.3))
     assert variance == 0
+
+
+def test_the_old_letters_tell_their_new_names():
+    with pytest.raises(UserError, match="P is now alpha_bar_next"):
+        posterior(torch.tensor(0.3), torch.tensor(2.0), 0.5, P=1.0)
 
 
 class GaussianDenoiser:
@@ -183,16 +193,8 @@ def gaussian_bits(fixed_large, T=200, levels=256):
     generator = torch.Generator().manual_seed(0)
     x0 = 0.1 + 0.25 * torch.randn(64, 1, 16, 16, generator=generator, dtype=torch.float64)
     x0 = (((x0 + 1) * (levels - 1) / 2).round() * 2 / (levels - 1) - 1)           # put the pixels on the grey levels
-    return x0, bits_per_dim(
-        GaussianDenoiser(diffusion),
-        diffusion,
-        x0,
-        torch.zeros(64, dtype=torch.long),
-        levels,
-        fixed_large,
-        False,
-        generator,
-    )
+    return x0, bits_per_dim(GaussianDenoiser(diffusion), diffusion, x0, torch.zeros(64, dtype=torch.long), levels,
+                            fixed_large, False, generator)
 
 
 def test_the_bound_lies_above_the_true_likelihood_and_near_it():

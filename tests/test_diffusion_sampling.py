@@ -1,4 +1,5 @@
 # Made from nbs/11_sampling.ipynb by `pmd-dev tests`. Edit the notebook.
+import math
 import pytest
 import torch
 from perceiver_moe_diffusion.core import UserError
@@ -52,6 +53,16 @@ def test_how_many_steps_are_drawn_at_a_time_changes_nothing():
     assert torch.equal(together, torch.cat([one_by_one.draw(1) for _ in range(20)]))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta", torch.device("cpu"), torch.device("meta")])
+def test_the_noise_does_not_depend_on_the_device_that_wants_it(device):
+    "Two kinds of device are everywhere: the CPU, and `meta`, which has shapes and no numbers."
+    plain, placed = (NoiseStream([(4, 0), (4, 1)], (1, 3, 5), *where) for where in ((), (device,)))
+    for _ in range(20):                                   # beyond one block
+        expected, found = plain(), placed()
+        assert found.device.type == torch.device(device).type and found.shape == expected.shape == (2, 1, 3, 5)
+        assert found.is_meta or torch.equal(found, expected)
+
+
 def test_the_noise_is_normal():
     """Moments, tails, and the largest distance to the normal distribution function (Kolmogorov & Smirnov), at 1.6
     million numbers.
@@ -85,11 +96,8 @@ class Toy:
         return torch.tanh(x) * (1 + label.view(-1, 1, 1, 1)) + t.view(-1, 1, 1, 1) / 1000
 
 
-X, T5, LABEL = (
-    torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
-    torch.full((5,), 300),
-    torch.arange(5),
-)
+X, T5, LABEL = (torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((5,), 300),
+                torch.arange(5))
 
 
 @pytest.mark.parametrize("s", [0.5, 2.0, 7.5])
@@ -112,16 +120,14 @@ def test_each_image_may_have_its_own_scale():
     scales = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
     together = classifier_free_guidance(Toy(), X, T5, LABEL, scales)
     alone = torch.cat(
-        [
-            classifier_free_guidance(Toy(), X[i : i + 1], T5[:1], LABEL[i : i + 1], float(s))
-            for i, s in enumerate(scales)
-        ]
+        [classifier_free_guidance(Toy(), X[i : i + 1], T5[:1], LABEL[i : i + 1], float(s))
+         for i, s in enumerate(scales)]
     )
     assert_close(together, alone)
 
 
 @pytest.mark.parametrize("prediction_type", list(PredictionType))
-def test_guidance_commutes_with_the_objective(prediction_type):
+def test_guidance_commutes_with_the_prediction_type(prediction_type):
     """Guiding the answer is guiding x0: the step from one to the other is linear.
 
     (Clipping and rescale are not, hence the order of the loop.)
@@ -168,9 +174,8 @@ def test_ddim_equals_diffusers(steps, clip):
     from diffusers import DDIMScheduler
 
     peer = DDIMScheduler(beta_schedule="linear", clip_sample=clip, set_alpha_to_one=True, timestep_spacing="trailing")
-    assert_close(
-        ours(DDIM(steps, 1.0, clip=clip)), theirs(peer, steps, use_clipped_model_output=clip), atol=2e-5, rtol=1e-5
-    )
+    assert_close(ours(DDIM(steps, 1.0, clip=clip)), theirs(peer, steps, use_clipped_model_output=clip),
+                 atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -190,7 +195,7 @@ def test_dpm_solver_equals_diffusers_and_its_first_order_is_ddim(order, steps):
     sampler = (DDIM if order == 1 else DPMSolverPP)(steps, 1.0, clip=False)
     peer.set_timesteps(steps)
     if [int(t) for t in peer.timesteps] != [t for t, _ in trailing_step_pairs(1000, steps)]:
-        pytest.skip("diffusers rounds these levels differently")
+        pytest.skip("diffusers rounds these timesteps differently")
     assert_close(ours(sampler), theirs(peer, steps), atol=5e-5, rtol=1e-5)
 
 
@@ -199,9 +204,8 @@ def test_euler_equals_ddim():
     from diffusers import EulerDiscreteScheduler
 
     peer = EulerDiscreteScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing")
-    assert_close(
-        ours(DDIM(20, 1.0, clip=False)), theirs(peer, 20, start=linear()[-1].rsqrt().item()), atol=5e-5, rtol=1e-5
-    )
+    assert_close(ours(DDIM(20, 1.0, clip=False)), theirs(peer, 20, start=linear()[-1].rsqrt().item()),
+                 atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
@@ -225,12 +229,8 @@ def test_heuns_method_on_our_tables_equals_diffusers(steps):
 
 def test_ddpm_equals_ddim_at_eta_1_with_the_same_noise():
     noise = lambda: NoiseStream([(5, 0), (5, 1)], (1, 8, 8))
-    assert_close(
-        ours(DDPM(50, 1.0, clip=False), noise=noise()),
-        ours(DDIM(50, 1.0, clip=False, eta=1.0), noise=noise()),
-        atol=1e-5,
-        rtol=1e-5,
-    )
+    assert_close(ours(DDPM(50, 1.0, clip=False), noise=noise()),
+                 ours(DDIM(50, 1.0, clip=False, eta=1.0), noise=noise()), atol=1e-5, rtol=1e-5)
 
 
 def test_ddpm_equals_diffusers_with_the_same_noise(monkeypatch):
@@ -239,15 +239,10 @@ def test_ddpm_equals_diffusers_with_the_same_noise(monkeypatch):
 
     stream = NoiseStream([(5, 0), (5, 1)], (1, 8, 8))
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: stream())
-    peer = DDPMScheduler(
-        beta_schedule="linear", variance_type="fixed_small", clip_sample=False, timestep_spacing="trailing"
-    )
-    assert_close(
-        ours(DDPM(50, 1.0, clip=False), noise=NoiseStream([(5, 0), (5, 1)], (1, 8, 8))),
-        theirs(peer, 50),
-        atol=2e-5,
-        rtol=1e-5,
-    )
+    peer = DDPMScheduler(beta_schedule="linear", variance_type="fixed_small", clip_sample=False,
+                         timestep_spacing="trailing")
+    assert_close(ours(DDPM(50, 1.0, clip=False), noise=NoiseStream([(5, 0), (5, 1)], (1, 8, 8))), theirs(peer, 50),
+                 atol=2e-5, rtol=1e-5)
 
 
 class GaussianModel:
@@ -272,6 +267,32 @@ def endpoint_error(sampler):
     return float((last.x_next - exact).abs().max())
 
 
+def path_error(sampler, start=900, stop=200):
+    "The largest distance from the exact path at `stop`, after the sampler's even steps from the exact path at `start`."
+    diffusion, z = Diffusion(1000, cosine), torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
+
+    def exact(t):  # the point of each path that has the quantile z
+        alpha_bar = diffusion.alpha_bar[t]
+        return 0.3 * alpha_bar.sqrt() + z * (alpha_bar * 0.25 + 1 - alpha_bar).sqrt()
+
+    t = [round(start + i * (stop - start) / sampler.steps) for i in range(sampler.steps + 1)]
+    *_, last = sampler.iterate(GaussianModel(diffusion), diffusion, torch.zeros(9, dtype=torch.long), exact(start),
+                               pairs=list(zip(t, t[1:])))
+    return float((last.x_next - exact(stop)).abs().max())
+
+
+def order(error, sampler, few, many):
+    "p, if the error behaves like steps^(−p)."
+    error_after = lambda steps: error(sampler(steps, 1.0, clip=False))
+    return math.log(error_after(few) / error_after(many)) / math.log(many / few)
+
+
+def test_between_two_timesteps_ddim_is_of_first_order_and_dpm_solver_of_second():
+    for few, many in ((10, 20), (20, 40), (40, 80)):
+        assert 0.9 < order(path_error, DDIM, few, many) < 1.1
+        assert 1.8 < order(path_error, DPMSolverPP, few, many) < 2.4
+
+
 def test_ddim_is_first_order_and_dpm_solver_better():
     ddim = [endpoint_error(DDIM(n, 1.0, clip=False)) for n in (10, 20, 40)]
     second = [endpoint_error(DPMSolverPP(n, 1.0, clip=False)) for n in (10, 20, 40)]
@@ -282,9 +303,8 @@ def test_ddim_is_first_order_and_dpm_solver_better():
 @pytest.mark.parametrize("sampler", [DDIM(100, 1.0, eta=1.0, clip=False), DDPM(100, 1.0, clip=False)])
 def test_stochastic_samplers_reach_the_datas_distribution(sampler):
     diffusion = Diffusion(1000, cosine)
-    images = sampler.sample(
-        GaussianModel(diffusion), diffusion, torch.zeros(40, dtype=torch.long), (1, 20, 20), [(0, i) for i in range(40)]
-    )
+    images = sampler.sample(GaussianModel(diffusion), diffusion, torch.zeros(40, dtype=torch.long), (1, 20, 20),
+                            [(0, i) for i in range(40)])
     assert abs(images.mean() - 0.3) < 0.03 and abs(images.std() - 0.5) < 0.06
 
 
@@ -332,10 +352,39 @@ def test_a_loop_that_is_not_asked_further_stops():
     assert len(model.calls) == 2
 
 
+@pytest.mark.parametrize("sampler", [*SAMPLERS, DDIM(8, guidance_rescale=0.5, guidance_interval=[0.3, 2.0])])
+def test_images_are_made_on_the_device_of_the_labels(sampler):
+    devices = set()
+
+    class Trivial:
+        null_label = 10
+
+        def __call__(self, x, t, label):
+            devices.update(part.device.type for part in (x, t, label))
+            return 0.5 * x
+
+    labels = torch.zeros(3, dtype=torch.long, device="meta")
+    images = sampler.sample(Trivial(), Diffusion(100), labels, (1, 4, 4), [(0, i) for i in range(3)])
+    assert images.is_meta and images.shape == (3, 1, 4, 4) and devices == {"meta"}
+
+
+def test_progress_is_told_every_step_and_changes_nothing():
+    seen, diffusion, seeds = [], Diffusion(100), [(3, i) for i in range(2)]
+
+    def watched(steps):
+        for step in steps:
+            seen.append(step.t)
+            yield step
+
+    plain, told = (DDIM(8).sample(Toy(), diffusion, LABEL[:2], (1, 4, 4), seeds, **more)
+                   for more in ({}, {"progress": watched}))
+    assert torch.equal(plain, told) and seen == [t for t, _ in trailing_step_pairs(100, 8)]
+
+
 @pytest.mark.parametrize("sampler, message", [
-    (DDIM(8, float("nan")), "guidance_scale=nan"), (DDIM(8, -1.0), "guidance_scale=-1.0"), (DDIM(8, float("inf")), "guidance_scale=inf"),
-    (DDIM(8, guidance_rescale=2), "guidance_rescale=2"), (DDIM(8, guidance_interval=[2, 1]), r"guidance_interval=\[2, "
-                                                                                             r"1\]"),
+    (DDIM(8, float("nan")), "guidance_scale=nan"), (DDIM(8, -1.0), "guidance_scale=-1.0"),
+    (DDIM(8, float("inf")), "guidance_scale=inf"), (DDIM(8, guidance_rescale=2), "guidance_rescale=2"),
+    (DDIM(8, guidance_interval=[2, 1]), r"guidance_interval=\[2, 1\]"),
     (DDIM(8, eta=1.5), "eta=1.5"), (DDIM(0), "steps=0"), (DDIM(101), "steps=101")])
 def test_impossible_settings_are_refused_with_one_sentence(sampler, message):
     with pytest.raises(UserError, match=message):
@@ -357,19 +406,12 @@ def test_starting_from_an_image_takes_a_share_of_the_steps():
     noise = lambda: NoiseStream([(1, 0), (1, 1)], (1, 4, 4))
     start = sdedit_start(image, 0.3, 20, diffusion, noise())
     assert len(start["pairs"]) == 6
-    far = lambda strength: (
-        (
-            DDIM(20, 1.0).sample(
-                GaussianModel(diffusion),
-                diffusion,
-                torch.zeros(2, dtype=torch.long),
-                (1, 4, 4),
-                [(0, 0), (0, 1)],
-                **sdedit_start(image, strength, 20, diffusion, noise()),
-            )
-            - image
-        )
-        .abs()
-        .mean()
-    )
+    assert len(sdedit_start(image, 0.0, 20, diffusion, noise())["pairs"]) == 1, "the last step, in any case"
+
+    def far(strength):
+        "How far the drawn images are from the one that they start from."
+        drawn = DDIM(20, 1.0).sample(GaussianModel(diffusion), diffusion, torch.zeros(2, dtype=torch.long), (1, 4, 4),
+                                     [(0, 0), (0, 1)], **sdedit_start(image, strength, 20, diffusion, noise()))
+        return (drawn - image).abs().mean()
+
     assert far(0.05) < 0.15 < far(1.0)

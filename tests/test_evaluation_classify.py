@@ -5,8 +5,11 @@ import torch
 from hydra.utils import instantiate
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
+from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.evaluation.classify import classify
 from perceiver_moe_diffusion.evaluation.classify import confusion
+from perceiver_moe_diffusion.evaluation.classify import moe_layers
+from perceiver_moe_diffusion.evaluation.classify import routings_of
 from perceiver_moe_diffusion.evaluation.classify import show_confusion
 from perceiver_moe_diffusion.evaluation.classify import show_predictions
 from perceiver_moe_diffusion.evaluation.generate import evaluate
@@ -26,16 +29,28 @@ from perceiver_moe_diffusion.runs.overrides import load_config
 from torch.testing import assert_close
 
 
-TINY = [
-    "experiment=perceiver_cifar10",
-    "data=digits",
-    "data/augment=none",
-    "model.dim=32",
-    "model.depth=1",
-    "model.num_latents=4",
-    "model.num_heads=2",
-    "model.query_dim=32",
-]
+def test_the_confusion_matrix_counts_who_was_taken_for_whom():
+    counts = confusion(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0]), 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    axes = show_confusion(counts, ["cat", "dog", "eel"]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["50", "50", "100", "100"]
+    assert axes.get_yticklabels()[2].get_text() == "eel"
+
+
+def test_a_class_that_does_not_occur_has_an_empty_row():
+    counts = confusion(torch.tensor([0, 0]), torch.tensor([0, 2]), 3)
+    assert counts.tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert [text.get_text() for text in show_confusion(counts, ["a", "b", "c"]).axes[0].texts] == ["50", "50"]
+
+
+def test_predictions_are_marked_where_they_are_wrong():
+    probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    figure = show_predictions(torch.zeros(3, 1, 4, 4), torch.tensor([0, 1, 1]), probs, ["cat", "dog"], columns=2)
+    assert [axes.get_title() for axes in figure.axes] == ["cat\n90 %", "dog\n80 %", "× cat\n60 %", ""]
+
+
+TINY = ["experiment=perceiver_cifar10", "data=digits", "data/augment=none", "model.dim=32", "model.depth=1",
+        "model.num_latents=4", "model.num_heads=2", "model.query_dim=32"]
 
 
 def small(**core):
@@ -46,52 +61,19 @@ def small(**core):
     return ClassifierPipeline(net, [str(i) for i in range(10)])
 
 
-def test_the_confusion_matrix_counts_who_was_taken_for_whom():
-    counts = confusion(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0]), 3)
-    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
-    axes = show_confusion(counts, ["cat", "dog", "eel"]).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["50", "50", "100", "100"] and axes.get_yticklabels()[
-        2
-    ].get_text() == "eel"
-
-
-def test_predictions_are_marked_where_they_are_wrong():
-    figure = show_predictions(
-        torch.zeros(3, 1, 4, 4),
-        torch.tensor([0, 1, 1]),
-        torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]),
-        ["cat", "dog"],
-        columns=2,
-    )
-    assert [axes.get_title() for axes in figure.axes] == ["cat\n90 %", "dog\n80 %", "× cat\n60 %", ""]
-
-
-@pytest.mark.parametrize("core", [{}, {"num_stages": 2}])
-def test_what_the_question_reads_adds_up_to_one(core):
-    pipeline, images = small(**core), digits().inputs(slice(0, 5))
-    maps = read_by_the_question(pipeline.model, images)
-    assert maps.shape == (5, 8, 8) and bool((maps >= 0).all())
-    assert_close(maps.sum((1, 2)), torch.ones(5))
-    assert len(show_reading(pipeline.model, images).axes) == 10
-
-
 @pytest.mark.parametrize("feed_forward, layers", [(lambda dim: build_moe(dim, 4, 2), 2), (None, 0)])
 def test_a_classifier_is_judged_on_all_test_images_with_and_without_experts(tmp_path, feed_forward, layers):
     data = build_run(load_config([*TINY])).data
     pipeline = small(**({"feed_forward": feed_forward} if feed_forward else {}))
     results = classify(pipeline, data, folder=tmp_path)
     probs = pipeline.predict(data.split("test")[0])
-    assert (
-        results["accuracy"] == pytest.approx(float((probs.argmax(-1) == data.split("test")[1]).double().mean()))
-        and results["test_size"] == len(probs) == 360
-    )
-    assert (
-        results["accuracy_interval"][0] <= results["accuracy"] <= results["accuracy_interval"][1]
-        and list(results["accuracy_by_class"]) == pipeline.class_names
-    )
-    assert len(results["expert_load"]) == max(layers, 1) and results["flops"] == pytest.approx(
-        classifier_costs(pipeline.model, (1, 8, 8))["flops"], rel=0.01
-    )
+    right = float((probs.argmax(-1) == data.split("test")[1]).double().mean())
+    assert results["accuracy"] == pytest.approx(right) and results["test_size"] == len(probs) == 360
+    low, high = results["accuracy_interval"]
+    assert low <= results["accuracy"] <= high and list(results["accuracy_by_class"]) == pipeline.class_names
+    assert results["confidence"] == pytest.approx(float(probs.max(dim=-1).values.mean()))
+    costs = classifier_costs(pipeline.model, (1, 8, 8))
+    assert len(results["expert_load"]) == max(layers, 1) and results["flops"] == pytest.approx(costs["flops"], rel=0.01)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "predictions.png", "routing.png"]
 
 
@@ -110,17 +92,68 @@ def test_what_draws_images_is_no_classifier_and_the_other_way_round(tmp_path, mo
         told = capsys.readouterr().err
         assert ended.value.code == 2 and "ClassifierPipeline" in told and "Traceback" not in told
     pmd_evaluate(["run=run", "evaluation=classify"])
-    assert (
-        json.loads((tmp_path / "run" / "evaluation.json").read_text())["accuracy"]
-        == json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"]
-    )
+    again, before = (json.loads((tmp_path / "run" / name).read_text()) for name in ("evaluation.json", "metrics.json"))
+    assert again["accuracy"] == before["accuracy"]
+
+
+def with_experts():
+    return small(feed_forward=lambda dim: build_moe(dim, 4, 2))
+
+
+def test_layers_have_names_and_routings_cover_every_token():
+    pipeline, images = with_experts(), digits().inputs(slice(0, 260))
+    assert list(moe_layers(pipeline.model)) == ["stages.0.blocks.0", "decoder"] and not moe_layers(small().model)
+    latents, answer = routings_of(pipeline, images)
+    assert latents.expert_ids.shape == (260 * 6, 2) and answer.expert_ids.shape == (260, 2)
+    assert routings_of(small(), images) == []
+
+
+def test_the_routers_are_watched_on_the_device_of_the_model():
+    "The meta device has shapes and no values, and is on every machine: what mixes devices fails there too."
+    pipeline, images = with_experts(), digits().inputs(slice(0, 260))
+    here, there = routings_of(pipeline, images), routings_of(with_experts().to("meta"), images)
+    assert [routing.logits.device.type for routing in there] == ["meta", "meta"]
+    assert [routing.logits.shape for routing in there] == [routing.logits.shape for routing in here]
+
+
+class Elsewhere(torch.Tensor):
+    "Numbers on another device, as far as they can be had without one: all one can do is to bring them to the CPU."
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is not torch.Tensor.cpu:
+            raise RuntimeError(f"{function} of tensors on two devices")
+        with torch._C.DisableTorchFunctionSubclass():
+            return args[0].as_subclass(torch.Tensor)
+
+
+def test_probabilities_of_another_device_are_counted_on_the_cpu():
+    data, here, there = DataModule(digits), with_experts(), with_experts()
+    there.predict = lambda inputs: here.predict(inputs).as_subclass(Elsewhere)
+    assert classify(there, data) == classify(here, data)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_classifier_on_a_gpu_is_evaluated(tmp_path):
+    data, pipeline = DataModule(digits), with_experts()
+    here = classify(pipeline, data)
+    there = classify(pipeline.to("cuda"), data, folder=tmp_path)
+    assert there["accuracy"] == pytest.approx(here["accuracy"], abs=0.01) and there["flops"] == here["flops"]
 
 
 def test_the_reference_has_the_size_that_its_source_reports_and_ours_is_smaller():
     sizes = []
     for name in ("perceiver_cifar10", "perceiver_cifar10_fast"):
-        net = instantiate(
-            load_config([f"experiment={name}"]).model.net, input_shape=(3, 32, 32), num_classes=10, _convert_="all"
-        )
+        node = load_config([f"experiment={name}"]).model.net
+        net = instantiate(node, input_shape=(3, 32, 32), num_classes=10, _convert_="all")
         sizes.append(sum(p.numel() for p in net.parameters()))
     assert abs(sizes[0] / 4.00e6 - 1) < 0.01 and sizes[1] <= sizes[0]
+
+
+@pytest.mark.parametrize("core", [{}, {"num_stages": 2}])
+def test_what_the_question_reads_adds_up_to_one(core):
+    pipeline, images = small(**core), digits().inputs(slice(0, 5))
+    maps = read_by_the_question(pipeline.model, images)
+    assert maps.shape == (5, 8, 8) and bool((maps >= 0).all())
+    assert_close(maps.sum((1, 2)), torch.ones(5))
+    assert len(show_reading(pipeline.model, images).axes) == 10

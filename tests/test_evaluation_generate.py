@@ -9,6 +9,7 @@ from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
 from perceiver_moe_diffusion.evaluation.generate import evaluate
+from perceiver_moe_diffusion.evaluation.generate import measured_flops
 from perceiver_moe_diffusion.evaluation.generate import measured_load
 from perceiver_moe_diffusion.evaluation.generate import routings_over_time
 from perceiver_moe_diffusion.evaluation.generate import save_pictures
@@ -22,17 +23,15 @@ from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
 from torch.testing import assert_close
 
 
-def small_pipeline(data, feed_forward=functools.partial(build_moe, num_experts=4, top_k=2), depth=1):
+EXPERTS = functools.partial(build_moe, num_experts=4, top_k=2)
+
+
+def small_pipeline(data, feed_forward=EXPERTS, depth=1):
     "A pipeline for 8×8 digits with fresh weights."
     torch.manual_seed(0)
     core = functools.partial(PerceiverIO, dim=48, num_latents=6, depth=depth, num_heads=2, feed_forward=feed_forward)
-    model = PerceiverDenoiser(
-        data.input_shape,
-        data.num_classes,
-        functools.partial(ConvAdapter, dim=48, stem_channels=16),
-        core=core,
-        condition_dim=48,
-    )
+    adapter = functools.partial(ConvAdapter, dim=48, stem_channels=16)
+    model = PerceiverDenoiser(data.input_shape, data.num_classes, adapter, core=core, condition_dim=48)
     return GeneratorPipeline(model, Diffusion(100), DPMSolverPP(steps=6), data.data.class_names)
 
 
@@ -51,9 +50,8 @@ def test_routings_cover_every_token_and_every_noise_level_once():
     tokens = len(pipeline.model.adapter.positions)
     assert [tuple(r.expert_ids.shape) for r in routings] == [(260 * 7, 2), (260 * tokens, 2)]
     assert_close(routings[0].expert_ids, routings_over_time(pipeline, images[:260], labels[:260])[0].expert_ids)
-    assert not torch.equal(
-        routings[0].logits, routings_over_time(pipeline, images[:260], labels[:260], seed=1)[0].logits
-    )
+    other = routings_over_time(pipeline, images[:260], labels[:260], seed=1)
+    assert not torch.equal(routings[0].logits, other[0].logits)
 
 
 def test_the_load_of_each_layer_adds_up_to_its_number_of_experts():
@@ -71,36 +69,24 @@ def test_a_dense_model_has_one_expert_that_is_always_used():
     assert measured_load(pipeline, data).tolist() == [[1.0]]
 
 
-FLOORS = [
-    "fd_floor",
-    "density_floor",
-    "coverage_floor",
-    "memorisation_floor",
-    "nearest_distance_floor",
-    "classifier_accuracy_on_test",
-]
-FIGURES = [
-    "conditional_accuracy",
-    "conditional_accuracy_interval",
-    "conditional_accuracy_by_class",
-    "conditional_accuracy_s1",
-    "fd",
-    "fd_images",
-    "density",
-    "coverage",
-    "memorisation",
-    "nearest_distance",
-    "diversity",
-    "diversity_s1",
-    "min_expert_load",
-    "expert_load",
-    "guidance_scale",
-    "fd_guidance_scale",
-    "steps",
-    "flops_per_step",
-    "parameters",
-    "evaluate_seconds",
-]
+def test_the_routers_are_watched_on_the_device_of_the_model():
+    "The meta device has shapes and no values, and is on every machine: what mixes devices fails there too."
+    data, _ = tiny()
+    images, labels = (part[:260] for part in data.split("test"))
+    pipeline, there = small_pipeline(data), small_pipeline(data).to("meta")
+    routings = routings_over_time(there, images, labels)
+    assert [routing.logits.device.type for routing in routings] == ["meta", "meta"]
+    shapes = [routing.logits.shape for routing in routings]
+    assert shapes == [routing.logits.shape for routing in routings_over_time(pipeline, images, labels)]
+    assert measured_flops(there, data, images=20) == measured_flops(pipeline, data, images=20)
+
+
+FLOORS = ["fd_floor", "density_floor", "coverage_floor", "memorisation_floor", "nearest_distance_floor",
+          "classifier_accuracy_on_test"]
+FIGURES = ["conditional_accuracy", "conditional_accuracy_interval", "conditional_accuracy_by_class",
+           "conditional_accuracy_s1", "fd", "fd_images", "density", "coverage", "memorisation", "nearest_distance",
+           "diversity", "diversity_s1", "min_expert_load", "expert_load", "guidance_scale", "fd_guidance_scale",
+           "steps", "flops_per_step", "parameters", "evaluate_seconds"]
 QUICK = dict(samples_per_class=6, max_fd_images=60, classifier_steps=25)
 
 
@@ -120,9 +106,8 @@ def numbers(value):
 def test_every_figure_is_there_and_finite():
     results = measured()
     assert sorted(results) == sorted(FLOORS + FIGURES)
-    assert all(isinstance(n, (int, float)) for n in numbers(results)) and bool(
-        torch.tensor(numbers(results)).isfinite().all()
-    )
+    assert all(isinstance(n, (int, float)) for n in numbers(results))
+    assert bool(torch.tensor(numbers(results)).isfinite().all())
     assert results["fd_images"] == 60 and results["steps"] == 6 and results["guidance_scale"] == 2.0
     assert results["parameters"] == sum(p.numel() for p in tiny()[1].model.parameters())
     assert list(results["conditional_accuracy_by_class"]) == [str(i) for i in range(10)]
@@ -160,6 +145,36 @@ def test_no_more_images_are_compared_than_the_test_part_holds():
     assert results["fd_images"] == len(data.split("test")[1])
 
 
+class Elsewhere(torch.Tensor):
+    "Images on another device, as far as they can be had without one: nothing but bringing them to the CPU is possible."
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is torch.Tensor.cpu:
+                return args[0].as_subclass(torch.Tensor)
+            if function is torch.Tensor.__len__:
+                return len(args[0])
+        raise RuntimeError(f"{function} of tensors on two devices")
+
+
+def test_images_that_are_drawn_on_another_device_are_judged_on_the_cpu():
+    data, pipeline = tiny()
+    there = small_pipeline(data)
+    there.sample = lambda *args, **changes: GeneratorPipeline.sample(pipeline, *args, **changes).as_subclass(Elsewhere)
+    drop = lambda results: {name: value for name, value in results.items() if name != "evaluate_seconds"}
+    assert drop(evaluate(there, data, **QUICK)) == drop(measured())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_on_a_gpu_is_evaluated(tmp_path):
+    data, pipeline = tiny()
+    results = evaluate(small_pipeline(data).to("cuda"), data, **QUICK, folder=tmp_path)
+    assert sorted(results) == sorted(measured()) and results["parameters"] == measured()["parameters"]
+    assert results["fd"] == pytest.approx(measured()["fd"], rel=0.05)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["denoising.png", "routing.png", "samples.png"]
+
+
 def test_fresh_weights_are_far_from_real_images():
     results = measured()
     assert results["fd"] > 3 * results["fd_floor"] and results["coverage"] < results["coverage_floor"]
@@ -185,10 +200,7 @@ def test_a_dense_model_is_measured_and_drawn_too(tmp_path):
     data, _ = tiny()
     pipeline = small_pipeline(data, Dense)
     results = evaluate(pipeline, data, **QUICK)
-    assert (
-        sorted(results) == sorted(measured())
-        and results["expert_load"] == [[1.0]]
-        and results["min_expert_load"] == 1.0
-    )
+    assert sorted(results) == sorted(measured())
+    assert results["expert_load"] == [[1.0]] and results["min_expert_load"] == 1.0
     save_pictures(tmp_path, pipeline, results["expert_load"], scales=(1.0,))
     assert (tmp_path / "routing.png").is_file()

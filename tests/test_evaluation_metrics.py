@@ -76,10 +76,8 @@ def test_mistakes_with_the_judge_are_named():
 def repeated_means(repeats, n=60):
     "Intervals from `repeats` experiments of `n` values each whose true mean is 0; skewed, as distances are."
     generator = torch.Generator().manual_seed(0)
-    return [
-        bootstrap_mean(torch.empty(n).exponential_(generator=generator) - 1, resamples=300, seed=i)
-        for i in range(repeats)
-    ]
+    draw = lambda: torch.empty(n).exponential_(generator=generator) - 1
+    return [bootstrap_mean(draw(), resamples=300, seed=i) for i in range(repeats)]
 
 
 def test_the_interval_holds_the_true_mean_as_often_as_it_says():
@@ -94,9 +92,8 @@ def test_the_interval_of_a_mean():
     # the textbook's, for many values
     assert mean.high - mean.low == pytest.approx(2 * 1.96 * float(values.std()) / 10, rel=0.15)
     assert bootstrap_mean(values) == mean and bootstrap_mean(values, seed=1) != mean
-    assert (
-        bootstrap_mean(torch.ones(7)) == (1, 1, 1) and str(bootstrap_mean(torch.ones(7))) == "1.0000 [1.0000, 1.0000]"
-    )
+    equal = bootstrap_mean(torch.ones(7))
+    assert equal == (1, 1, 1) and str(equal) == "1.0000 [1.0000, 1.0000]"
     assert bootstrap_mean(torch.tensor([True, False])).value == 0.5
     with pytest.raises(UserError, match="no values"):
         bootstrap_mean(torch.zeros(0))
@@ -122,15 +119,13 @@ def test_frechet_distance_of_gaussians_with_diagonal_covariance():
 def test_frechet_distance_against_the_matrix_root_of_scipy():
     generator = torch.Generator().manual_seed(0)
     for size, n in ((5, 400), (64, 300), (64, 20)):  # the last: fewer images than features, singular covariances
-        a = torch.randn(n, size, generator=generator, dtype=torch.float64) @ torch.randn(
-            size, size, generator=generator, dtype=torch.float64
-        )
-        b = torch.randn(n, size, generator=generator, dtype=torch.float64) + 0.3
+        normal = lambda rows, columns: torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+        a = normal(n, size) @ normal(size, size)
+        b = normal(n, size) + 0.3
         cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
         root = scipy.linalg.sqrtm((cov_a @ cov_b + 1e-10 * torch.eye(size)).numpy())
-        expected = (
-            float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace()) - 2 * np.trace(root).real
-        )
+        means_and_traces = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace()
+        expected = float(means_and_traces) - 2 * np.trace(root).real
         assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
 
 
@@ -225,9 +220,8 @@ def test_diversity_by_hand():
 def test_a_collapsed_set_has_no_diversity_however_far_apart_its_classes_are():
     labels = torch.arange(10).repeat_interleave(30)
     features = torch.randn(10, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[labels]
-    torch.testing.assert_close(
-        within_class_diversity(features, labels), torch.zeros(300, dtype=torch.float64), rtol=0, atol=1e-5
-    )
+    nothing = torch.zeros(300, dtype=torch.float64)
+    torch.testing.assert_close(within_class_diversity(features, labels), nothing, rtol=0, atol=1e-5)
 
 
 @functools.cache
@@ -321,6 +315,28 @@ def test_every_image_needs_a_label():
     _, judge = digits_and_judge()
     with pytest.raises(UserError, match="3 images with 2 labels"):
         FeatureSet.of(judge, torch.zeros(3, 1, 8, 8), torch.zeros(2, dtype=torch.long))
+
+
+class Elsewhere(torch.Tensor):
+    "Images on another device, as far as they can be had without one: nothing but bringing them to the CPU is possible."
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if function is torch.Tensor.cpu:
+                return args[0].as_subclass(torch.Tensor)
+            if function is torch.Tensor.__len__:
+                return len(args[0])
+        raise RuntimeError(f"{function} of tensors on two devices")
+
+
+def test_images_of_another_device_are_judged_on_the_cpu():
+    data, judge = digits_and_judge()
+    images, labels = (part[:40] for part in data.split("val"))
+    elsewhere = (images.as_subclass(Elsewhere), labels.as_subclass(Elsewhere))
+    with pytest.raises(RuntimeError, match="two devices"):
+        judge.judge(elsewhere[0])
+    assert quality(judge, data, elsewhere, elsewhere) == quality(judge, data, (images, labels), (images, labels))
 
 
 def test_a_random_part_has_no_image_twice():

@@ -2,6 +2,7 @@
 import json
 import pytest
 import shutil
+import torch
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
@@ -22,10 +23,7 @@ from safetensors.torch import save_file
 
 @pytest.mark.parametrize("name", sorted(pretrained_folders()))
 def test_the_recorded_figures_come_out_again(name):
-    """From the shipped weights and the shipped judge. Another machine adds up in another order.
-
-    An image of two hundred may change sides.
-    """
+    "From the shipped weights and judge. Another machine adds up in another order: an image may change sides."
     record, again = record_of(name)["quick"], remeasure(from_pretrained(name), judge_of(name), **QUICK)
     assert abs(again["conditional_accuracy"] - record["conditional_accuracy"]) <= 0.004
     assert abs(again["conditional_accuracy_s1"].value - record["conditional_accuracy_s1"][0]) <= 0.006
@@ -73,13 +71,8 @@ def test_a_shipped_folder_can_be_drawn_from_and_measured_again(shipped):
     again = remeasure(pipeline, load_judge(target, pipeline), samples_per_class=HASTY["samples_per_class"])
     assert again["fd"] == pytest.approx(record["fd"], rel=1e-2)
     assert again["conditional_accuracy"] == pytest.approx(record["conditional_accuracy"], abs=0.03)
-    assert sorted(p.name for p in target.iterdir()) == [
-        "config.json",
-        "config.yaml",
-        "judge.safetensors",
-        "model.safetensors",
-        "record.json",
-    ]
+    files = ["config.json", "config.yaml", "judge.safetensors", "model.safetensors", "record.json"]
+    assert sorted(p.name for p in target.iterdir()) == files
     assert json.loads((target / "record.json").read_text())["command"] == record_of("digits")["command"]
 
 
@@ -89,13 +82,34 @@ def test_a_judge_that_does_not_fit_is_refused(shipped, tmp_path):
     with pytest.raises(UserError, match="judge.safetensors is missing"):
         load_judge(tmp_path, pipeline)
     weights = read_weights(target / "judge.safetensors")
-    save_file(
-        {name: tensor for name, tensor in weights.items() if name != "classify.bias"}, tmp_path / "judge.safetensors"
-    )
-    with pytest.raises(UserError, match="does not hold a judge"):
-        load_judge(tmp_path, pipeline)
-    save_file(
-        {name: tensor for name, tensor in weights.items() if name != "test_labels"}, tmp_path / "judge.safetensors"
-    )
-    with pytest.raises(UserError, match="does not hold a judge"):
-        load_judge(tmp_path, pipeline)
+    for missing in ("classify.bias", "test_labels"):
+        rest = {name: tensor for name, tensor in weights.items() if name != missing}
+        save_file(rest, tmp_path / "judge.safetensors")
+        with pytest.raises(UserError, match="does not hold a judge"):
+            load_judge(tmp_path, pipeline)
+
+
+def test_the_copy_holds_half_precision_and_the_record_says_what_was_measured(shipped):
+    target, record = shipped
+    assert {tensor.dtype for tensor in read_weights(target / "model.safetensors").values()} == {torch.float16}
+    slow = record["fd_slow"]
+    assert (slow["sampler"], slow["steps"]) == ("DDPM", 50) and slow["fd"] != record["fd"]
+    assert json.loads((target / "record.json").read_text()) == json.loads(json.dumps(record))
+
+
+class Elsewhere(torch.Tensor):
+    "Images on another device, as far as they can be had without one: all one can do is to bring them to the CPU."
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is not torch.Tensor.cpu:
+            raise RuntimeError(f"{function} of tensors on two devices")
+        with torch._C.DisableTorchFunctionSubclass():
+            return args[0].as_subclass(torch.Tensor)
+
+
+def test_images_of_another_device_are_looked_at_on_the_cpu():
+    here, there, judge = from_pretrained("digits"), from_pretrained("digits"), judge_of("digits")
+    there.sample = lambda *labels, **changes: here.sample(*labels, **changes).as_subclass(Elsewhere)
+    few = {"samples_per_class": 2, "images": 30}
+    assert remeasure(there, judge, **few) == remeasure(here, judge, **few)

@@ -11,14 +11,8 @@ from perceiver_moe_diffusion.experiments.ablation import show_grid_of
 from perceiver_moe_diffusion.runs.overrides import load_config
 
 
-SMALL = (
-    "model.dim=32",
-    "model.num_latents=4",
-    "model.depth=1",
-    "model.adapter.stem_channels=8",
-    "diffusion.timesteps=100",
-    "sampler.steps=4",
-)
+SMALL = ("model.dim=32", "model.num_latents=4", "model.depth=1", "model.adapter.stem_channels=8",
+         "diffusion.timesteps=100", "sampler.steps=4")
 
 
 def small_costs():
@@ -42,17 +36,12 @@ def test_layers_that_are_always_dense_cost_the_same_and_the_rest_adds_up():
     costs = small_costs()
     assert len({str(of["core.stages.0.read.feed_forward"]) for of in costs.values()}) == 1
     rest = [
-        {
-            what: of["total"][what] - sum(layer[what] for name, layer in of.items() if name != "total")
-            for what in ("parameters", "flops")
-        }
+        {what: of["total"][what] - sum(layer[what] for name, layer in of.items() if name != "total")
+         for what in ("parameters", "flops")}
         for of in costs.values()
     ]
-    assert (
-        rest[1] == rest[2]
-        and rest[0]["parameters"] == rest[1]["parameters"]
-        and rest[0]["flops"] == pytest.approx(rest[1]["flops"])
-    )
+    assert (rest[1] == rest[2] and rest[0]["parameters"] == rest[1]["parameters"]
+            and rest[0]["flops"] == pytest.approx(rest[1]["flops"]))
 
 
 def test_the_table_has_a_line_for_each_layer():
@@ -63,10 +52,8 @@ def test_the_table_has_a_line_for_each_layer():
 
 def design(effect, seeds=(0, 1, 2)):
     "Runs of a full two-level design of a, b and c whose result is `effect(a, b, c, seed)`."
-    return [
-        {"a": a, "b": b, "c": c, "seed": seed, "fd": effect(a, b, c, seed)}
-        for a, b, c, seed in itertools.product((0, 1), ("off", "on"), (0, 0.5), seeds)
-    ]
+    return [{"a": a, "b": b, "c": c, "seed": seed, "fd": effect(a, b, c, seed)}
+            for a, b, c, seed in itertools.product((0, 1), ("off", "on"), (0, 0.5), seeds)]
 
 
 def test_a_main_effect_is_found_whatever_else_varies():
@@ -100,12 +87,8 @@ def test_a_design_without_pairs_is_refused(rows, message):
 
 
 def test_the_map_shows_means_in_their_places_and_leaves_gaps():
-    rows = [
-        {"k": 1, "E": 4, "fd": 1.0},
-        {"k": 1, "E": 4, "fd": 2.0},
-        {"k": 2, "E": 8, "fd": 3.0},
-        {"k": 1, "E": 8, "error": "it broke"},
-    ]
+    rows = [{"k": 1, "E": 4, "fd": 1.0}, {"k": 1, "E": 4, "fd": 2.0}, {"k": 2, "E": 8, "fd": 3.0},
+            {"k": 1, "E": 8, "error": "it broke"}]
     axes = show_grid_of(rows, "k", "E", "fd", "FD").axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), [[1.5, np.nan], [np.nan, 3.0]])
     assert [t.get_text() for t in axes.texts] == ["1.5", "3"] and [t.get_text() for t in axes.get_yticklabels()] == [

@@ -69,9 +69,8 @@ def test_no_influence_is_white():
 def model_of(moe, *more):
     "The classifier of the experiment, untrained."
     torch.manual_seed(0)
-    return instantiate_node(
-        load_config(["experiment=dmmoe", f"moe={moe}", *more]).model.net, input_shape=(3, 32, 32), num_classes=10
-    ).eval()
+    return instantiate_node(load_config(["experiment=dmmoe", f"moe={moe}", *more]).model.net, input_shape=(3, 32, 32),
+                            num_classes=10).eval()
 
 
 def layer_of(kinds, top_k=2):
@@ -111,10 +110,8 @@ def test_experts_are_named_by_kind_and_numbered_where_there_are_several():
 
 
 def test_the_kinds_of_the_experiment_have_equal_parameters_and_sit_on_the_inputs_alone():
-    assert (
-        list(moe_layers(model_of("heterogeneous"))) == ["input_layers.0", "input_layers.1"]
-        and moe_layers(model_of("dense_wide")) == {}
-    )
+    assert (list(moe_layers(model_of("heterogeneous"))) == ["input_layers.0", "input_layers.1"]
+            and moe_layers(model_of("dense_wide")) == {})
     for layer in moe_layers(model_of("heterogeneous")).values():
         sizes = [cost["parameters"] for cost in expert_costs(layer, torch.randn(1, 64, 48))]
         assert expert_kinds(layer) == ["Conv", "Attention", "Recurrent", "MLP"] and max(sizes) / min(sizes) < 1.07
@@ -123,10 +120,8 @@ def test_the_kinds_of_the_experiment_have_equal_parameters_and_sit_on_the_inputs
 def test_the_baselines_match_what_they_say_they_match():
     torch.manual_seed(0)
     images = torch.randn(8, 3, 32, 32)
-    parameters = {
-        name: sum(p.numel() for p in model_of(name).parameters())
-        for name in ("heterogeneous", "homogeneous", "mixture", "dense_work", "dense_wide")
-    }
+    parameters = {name: sum(p.numel() for p in model_of(name).parameters())
+                  for name in ("heterogeneous", "homogeneous", "mixture", "dense_work", "dense_wide")}
     work = {name: count_flops(lambda: model_of(name)(images)) for name in parameters}
     for name in ("homogeneous", "mixture", "dense_wide"):
         assert parameters[name] == pytest.approx(parameters["heterogeneous"], rel=0.01)
@@ -145,13 +140,8 @@ def test_a_grid_or_a_width_that_does_not_fit_is_refused(mistake, said):
 def tiny():
     "A small classifier of digits with experts, untrained, and the digits."
     config = load_config(
-        [
-            "experiment=dmmoe_transfer",
-            "model.preprocessor.dim=16",
-            "model.dim=16",
-            "model.query_dim=16",
-            "model.num_latents=4",
-        ]
+        ["experiment=dmmoe_transfer", "model.preprocessor.dim=16", "model.dim=16", "model.query_dim=16",
+         "model.num_latents=4"]
     )
     parts = build_run(config)
     return ClassifierPipeline(parts.module.model, parts.data.data.class_names), parts.data
@@ -191,13 +181,8 @@ def test_a_dense_classifier_has_no_loads():
     _, data = tiny()
     dense = build_run(
         load_config(
-            [
-                "experiment=dmmoe_transfer",
-                "moe=dense",
-                "model.preprocessor.dim=16",
-                "model.dim=16",
-                "model.query_dim=16",
-            ]
+            ["experiment=dmmoe_transfer", "moe=dense", "model.preprocessor.dim=16", "model.dim=16",
+             "model.query_dim=16"]
         )
     ).module.model
     results = classify_experts(ClassifierPipeline(dense, data.data.class_names), data)
@@ -206,11 +191,8 @@ def test_a_dense_classifier_has_no_loads():
 
 def test_loads_have_a_panel_for_each_layer_and_a_colour_for_each_setting():
     names = [f"load_{layer}_{kind}" for layer in (0, 1) for kind in ("Conv", "MLP")]
-    rows = [
-        {"when": when, **{name: 1 + 0.1 * i * seed for i, name in enumerate(names)}}
-        for when in ("before", "after")
-        for seed in (0, 1, 2)
-    ]
+    rows = [{"when": when, **{name: 1 + 0.1 * i * seed for i, name in enumerate(names)}} for when in ("before", "after")
+            for seed in (0, 1, 2)]
     figure = show_loads(means_by(rows, "when", names))
     assert [axes.get_title() for axes in figure.axes] == ["layer 1", "layer 2"] and [
         t.get_text() for t in figure.axes[1].get_xticklabels()

@@ -25,16 +25,8 @@ def parts_of(*overrides, experiment="dmmoe_questions"):
     return build_run(load_config([f"experiment={experiment}", *overrides]))
 
 
-SMALL = (
-    "data.dataset.training=20",
-    "data.dataset.validation=20",
-    "data.dataset.test=20",
-    "model.num_latents=4",
-    "model.dim=16",
-    "model.depth=1",
-    "model.num_heads=2",
-    "model.query_dim=16",
-)
+SMALL = ("data.dataset.training=20", "data.dataset.validation=20", "data.dataset.test=20", "model.num_latents=4",
+         "model.dim=16", "model.depth=1", "model.num_heads=2", "model.query_dim=16")
 
 
 def fit(parts, steps, decay=0.98):
@@ -87,10 +79,8 @@ def test_what_is_not_shown_is_not_routed():
 
 
 def test_the_distance_is_zero_for_equal_shares_and_one_for_separate_experts():
-    assert_close(
-        split_between(torch.tensor([[4, 4, 0], [6, 0, 0]]), torch.tensor([[1, 1, 0], [0, 2, 2]])),
-        torch.tensor([0.0, 1.0]),
-    )
+    assert_close(split_between(torch.tensor([[4, 4, 0], [6, 0, 0]]), torch.tensor([[1, 1, 0], [0, 2, 2]])),
+                 torch.tensor([0.0, 1.0]))
     assert_close(split_between(torch.tensor([[3, 1]]), torch.tensor([[1, 1]])), torch.tensor([0.25]))
 
 
@@ -127,24 +117,17 @@ def test_accuracy_is_counted_for_each_kind():
 
 def test_a_model_is_judged_with_its_routing_and_its_pictures(tmp_path):
     parts = parts_of(*SMALL)
-    results = judge_questions(
-        ClassifierPipeline(parts.module.model, parts.data.data.class_names), parts.data, folder=tmp_path
-    )
-    assert (
-        0 <= results["split_between"] <= 1
-        and (tmp_path / "modalities.png").is_file()
-        and (tmp_path / "confusion.png").is_file()
-    )
+    results = judge_questions(ClassifierPipeline(parts.module.model, parts.data.data.class_names), parts.data,
+                              folder=tmp_path)
+    assert (0 <= results["split_between"] <= 1 and (tmp_path / "modalities.png").is_file()
+            and (tmp_path / "confusion.png").is_file())
     for modality in ("image", "text"):
         for layer in (1, 2):
-            assert sum(
-                results[f"share_{modality}_{layer}_{expert}"] for expert in ("Conv", "Attention", "Recurrent", "MLP")
-            ) == pytest.approx(1)
+            assert sum(results[f"share_{modality}_{layer}_{expert}"]
+                       for expert in ("Conv", "Attention", "Recurrent", "MLP")) == pytest.approx(1)
     assert results["accuracy"] == pytest.approx(
-        sum(
-            weight * results[f"accuracy_{kind}"]
-            for kind, weight in {"larger": 1, "equal": 1, "sum": 1, "digit": 2, "extreme": 2}.items()
-        )
+        sum(weight * results[f"accuracy_{kind}"]
+            for kind, weight in {"larger": 1, "equal": 1, "sum": 1, "digit": 2, "extreme": 2}.items())
         / 7
     )
 
@@ -174,20 +157,13 @@ def test_a_trained_model_is_saved_and_read_again(tmp_path):
 
 
 def test_pretrained_weights_are_taken_over_and_the_head_is_not(tmp_path):
-    short = (
-        "data.dataset.max_length=24",
-        "moe.grid=[24]",
-        "model.num_latents=4",
-        "model.dim=16",
-        "model.query_dim=16",
-        "model.num_heads=2",
-    )
+    short = ("data.dataset.max_length=24", "moe.grid=[24]", "model.num_latents=4", "model.dim=16", "model.query_dim=16",
+             "model.num_heads=2")
     config = load_config(["experiment=dmmoe_language_pretraining", *short])
     first = build_run(config)
     save_model(config, first, tmp_path)
-    second = parts_of(
-        *short, "seed=1", "data.shots=5", f"init={tmp_path}", "fresh=[core.head]", experiment="dmmoe_language"
-    )
+    second = parts_of(*short, "seed=1", "data.shots=5", f"init={tmp_path}", "fresh=[core.head]",
+                      experiment="dmmoe_language")
     taken, own = first.module.model.state_dict(), second.module.model.state_dict()
     assert len(second.data.train_index) == 35 and not set(first.data.data.class_names) & set(
         second.data.data.class_names
@@ -208,14 +184,7 @@ def test_a_published_csv_file_goes_through_the_same_model(tmp_path):
     lines = [f'"{1 + i % 4}","Title {i}","Some text of the {i}th entry."\n' for i in range(80)]
     (tmp_path / "train.csv").write_text("".join(lines[:60]))
     (tmp_path / "test.csv").write_text("".join(lines[60:]))
-    parts = parts_of(
-        "data=ag_news",
-        f"data.root={tmp_path}",
-        "data.dataset.max_length=32",
-        "moe.grid=[32]",
-        "model.num_latents=4",
-        "data.batch_size=8",
-        experiment="dmmoe_language",
-    )
+    parts = parts_of("data=ag_news", f"data.root={tmp_path}", "data.dataset.max_length=32", "moe.grid=[32]",
+                     "model.num_latents=4", "data.batch_size=8", experiment="dmmoe_language")
     pipeline = fit(parts, 2)
     assert len(parts.data.test_index) == 20 and pipeline.predict(parts.data.split("test")[0]).shape == (20, 4)

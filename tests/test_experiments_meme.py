@@ -35,9 +35,8 @@ def tiny(input_shape=(1, 8, 8), num_classes=10, seed=0, **core):
     "A very small denoiser."
     torch.manual_seed(seed)
     core = partial(PerceiverIO, **{"dim": 16, "num_latents": 4, "depth": 1, "num_heads": 2, **core})
-    return PerceiverDenoiser(
-        input_shape, num_classes, partial(PatchAdapter, dim=16, patch_size=2), core=core, condition_dim=16
-    )
+    return PerceiverDenoiser(input_shape, num_classes, partial(PatchAdapter, dim=16, patch_size=2), core=core,
+                             condition_dim=16)
 
 
 @functools.cache
@@ -104,12 +103,10 @@ def test_a_model_that_keeps_or_removes_everything():
         torch.zeros(20, dtype=torch.long),
     )
     a, b = (float(rate.flatten()[0]) for rate in diffusion.rates(torch.tensor([400]), images[:1]))
-    assert_close(
-        removed_spectrum(lambda x, t, label: x / b, diffusion, images, labels, 400), torch.ones(5, dtype=torch.float64)
-    )
-    assert_close(
-        removed_spectrum(lambda x, t, label: 0 * x, diffusion, images, labels, 400), torch.zeros(5, dtype=torch.float64)
-    )
+    assert_close(removed_spectrum(lambda x, t, label: x / b, diffusion, images, labels, 400),
+                 torch.ones(5, dtype=torch.float64))
+    assert_close(removed_spectrum(lambda x, t, label: 0 * x, diffusion, images, labels, 400),
+                 torch.zeros(5, dtype=torch.float64))
 
 
 def test_the_linear_filter_is_what_regression_finds():
@@ -136,10 +133,8 @@ def test_a_loss_is_measured_in_its_part_of_the_noise_levels():
 
 
 def test_experts_are_judged_alone_and_compared_seed_by_seed():
-    data, net = (
-        tiny_data(),
-        MixtureOfDenoisers((1, 8, 8), 10, IntervalRouter, [partial(tiny, seed=i) for i in range(4)]).eval(),
-    )
+    data, net = (tiny_data(),
+                 MixtureOfDenoisers((1, 8, 8), 10, IntervalRouter, [partial(tiny, seed=i) for i in range(4)]).eval())
     results = by_noise(GeneratorPipeline(net, Diffusion(), DDIM(), [str(i) for i in range(10)]), data, max_images=40)
     images, labels = random_examples(data, "test", 40, 0)
     assert len(results) == 32

@@ -28,15 +28,8 @@ from perceiver_moe_diffusion.runs.train import train
 from torch.testing import assert_close
 
 
-TINY = (
-    "experiment=mixture_of_diffusion_experts",
-    "model.dim=16",
-    "model.num_latents=4",
-    "model.depth=0",
-    "model.expert.adapter.stem_channels=8",
-    "diffusion.timesteps=100",
-    "sampler.steps=4",
-)
+TINY = ("experiment=mixture_of_diffusion_experts", "model.dim=16", "model.num_latents=4", "model.depth=0",
+        "model.expert.adapter.stem_channels=8", "diffusion.timesteps=100", "sampler.steps=4")
 
 
 @functools.cache
@@ -48,20 +41,20 @@ def fresh(*overrides):
 
 
 def run(folder, *overrides):
-    "Train and judge without a word: (pipeline, its figures)."
+    "Train and evaluate without a word: (pipeline, its figures)."
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train(load_config([*overrides, f"run_dir={folder}"]))
     return load_pipeline(folder), json.loads((folder / "metrics.json").read_text())
 
 
 def some(n=22, classes=10):
-    "Noisy images, their levels, and labels: every class, and none."
+    "Noisy images, their timesteps, and labels: every class, and none."
     torch.manual_seed(0)
     return torch.randn(n, 1, 8, 8), torch.arange(n) * 4, torch.arange(n) % (classes + 1)
 
 
 def asking(top_k, mixture=None):
-    "The same weights, with another number of experts to ask."
+    "The same weights, with another number of activated experts."
     made = copy.deepcopy(mixture or fresh(*TINY)[1].model).eval()
     made.router.top_k = top_k
     return made
@@ -85,12 +78,8 @@ def test_a_closed_expert_has_no_weight():
 
 def test_the_picture_has_a_panel_for_each_table():
     axes = show_experts({"a": torch.rand(4, 2), "b": torch.rand(4, 3)}, ["x", "y", "z"]).axes
-    assert [a.get_title() for a in axes[:2]] == ["a", "b"] and [t.get_text() for t in axes[1].get_xticklabels()] == [
-        "x",
-        "y",
-        "z",
-        "none",
-    ]
+    assert [a.get_title() for a in axes[:2]] == ["a", "b"]
+    assert [t.get_text() for t in axes[1].get_xticklabels()] == ["x", "y", "z", "none"]
 
 
 def images_asked(mixture, x, t, label):
@@ -109,57 +98,52 @@ def images_asked(mixture, x, t, label):
 
 
 def step_flops(mixture, top_k, images=22):
-    "Operations of one step for one image, without the second half that guidance adds."
+    "FLOPs of one step for one image, without the second half that guidance adds."
     x, t, label = some(images, mixture.num_classes)
     return count_flops(lambda: asking(top_k, mixture)(x, t, label)) / images
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_an_expert_sees_the_images_that_ask_for_it_and_no_other(top_k):
+def test_an_expert_sees_the_images_that_activate_it_and_no_other(top_k):
     mixture, (x, t, label) = asking(top_k), some()
     expected = (expert_weights(mixture)[label] > 0).sum(dim=0).tolist()
     assert images_asked(mixture, x, t, label) == [n or None for n in expected] and sum(expected) == top_k * len(x)
 
 
-def test_an_expert_that_nobody_asks_for_is_not_called():
+def test_an_expert_that_no_class_activates_is_not_called():
     mixture, (x, t, label) = asking(1), some()
     mixture.router.open[:, 2] = False
     assert images_asked(mixture, x, t, label)[2] is None
 
 
-def test_the_work_of_a_step_is_that_of_the_experts_asked():
+def test_the_flops_of_a_step_are_those_of_the_activated_experts():
     mixture = fresh(*TINY)[1].model
     one, two, dense = (step_flops(mixture, k, images=220) for k in (1, 2, 4))
-    assert one == pytest.approx(dense / 4, rel=0.01) and two == pytest.approx(dense / 2, rel=0.01), (
-        "but for the positions, which each expert looks up once"
-    )
+    few = "a share of the dense ensemble's, but for the positions, which each expert looks up once"
+    assert one == pytest.approx(dense / 4, rel=0.01) and two == pytest.approx(dense / 2, rel=0.01), few
 
 
 SEVEN = (*TINY, "data.classes=[0,1,2,3,4,5,6]", "model.router.top_k=2")
-THREE = tuple(o for o in TINY if not o.startswith(("experiment", "model.expert"))) + (
-    "data.classes=[7,8,9]",
-    "moe=dense",
-    "model.adapter.stem_channels=8",
-)
+THREE = (*(o for o in TINY if not o.startswith(("experiment", "model.expert"))), "data.classes=[7,8,9]", "moe=dense",
+         "model.adapter.stem_channels=8")
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
 def test_what_it_gives_for_old_classes_is_unchanged_to_the_last_bit(scale):
     old, new = fresh(*SEVEN)[1], fresh(*THREE)[1]
     grown, labels = grow(old, new), torch.arange(7)
-    assert torch.equal(
-        grown.sample(labels, seed=3, guidance_scale=scale), old.sample(labels, seed=3, guidance_scale=scale)
-    )
+    drawn = [pipeline.sample(labels, seed=3, guidance_scale=scale) for pipeline in (grown, old)]
+    assert torch.equal(*drawn)
     assert grown.class_names == list("0123456789") and len(old.model.experts) == 4 and len(grown.model.experts) == 5
 
 
 def test_new_classes_are_drawn_by_the_new_expert():
     old, new = fresh(*SEVEN)[1], fresh(*THREE)[1]
     grown = grow(old, new)
-    assert_close(grown.sample([7, 8, 9], guidance_scale=1.0), new.sample([0, 1, 2], guidance_scale=1.0))
-    assert not torch.allclose(grown.sample([7, 8, 9], guidance_scale=2.0), new.sample([0, 1, 2], guidance_scale=2.0)), (
-        "the unconditional half is that of the old experts"
-    )
+    drawn = {scale: (grown.sample([7, 8, 9], guidance_scale=scale), new.sample([0, 1, 2], guidance_scale=scale))
+             for scale in (1.0, 2.0)}
+    assert_close(*drawn[1.0])
+    assert not torch.allclose(*drawn[2.0]), "the unconditional half is that of the old experts"
 
 
 def test_a_grown_mixture_is_saved_and_read_and_grown_again(tmp_path):
@@ -170,13 +154,13 @@ def test_a_grown_mixture_is_saved_and_read_and_grown_again(tmp_path):
     ten = grow(load_pipeline(tmp_path / "seven"), load_pipeline(tmp_path / "three"))
     save_grown(tmp_path / "ten", ten, tmp_path / "seven", tmp_path / "three")
     again, labels = load_pipeline(tmp_path / "ten"), torch.arange(10)
-    assert (
-        torch.equal(again.sample(labels, seed=1), ten.sample(labels, seed=1)) and again.class_names == ten.class_names
-    )
+    assert torch.equal(again.sample(labels, seed=1), ten.sample(labels, seed=1))
+    assert again.class_names == ten.class_names
     assert torch.equal(again.sample(labels[:7], seed=1), load_pipeline(tmp_path / "seven").sample(labels[:7], seed=1))
     save_grown(tmp_path / "eleven", grow(again, load_pipeline(tmp_path / "one")), tmp_path / "ten", tmp_path / "one")
     eleven = load_pipeline(tmp_path / "eleven")
-    assert eleven.model.num_classes == 11 and torch.equal(eleven.sample(labels, seed=1), ten.sample(labels, seed=1))
+    assert eleven.model.num_classes == 11
+    assert torch.equal(eleven.sample(labels, seed=1), ten.sample(labels, seed=1))
 
 
 def test_what_cannot_grow_is_refused():
@@ -184,9 +168,8 @@ def test_what_cannot_grow_is_refused():
     with pytest.raises(UserError, match="growing a PerceiverDenoiser .* router on the class"):
         grow(new, new)
     by_noise = copy.copy(old)
-    by_noise.model = MixtureOfDenoisers(
-        (1, 8, 8), 7, IntervalRouter, [lambda expert=e, **_: expert for e in old.model.experts]
-    )
+    by_noise.model = MixtureOfDenoisers((1, 8, 8), 7, IntervalRouter,
+                                        [lambda expert=e, **_: expert for e in old.model.experts])
     with pytest.raises(UserError, match="growing a MixtureOfDenoisers"):
         grow(by_noise, new)
     with pytest.raises(UserError, match="another noise schedule"):
@@ -202,15 +185,8 @@ TOLD = ("accuracy_all", "fd", "diversity")
 def seven_run():
     "The folder of a mixture of seven classes, hardly trained."
     folder = Path(tempfile.mkdtemp()) / "run"
-    run(
-        folder,
-        *SEVEN,
-        "trainer.max_steps=1",
-        "trainer.val_check_interval=1",
-        "evaluation.samples_per_class=2",
-        "evaluation.max_fd_images=20",
-        "evaluation.classifier_steps=1",
-    )
+    run(folder, *SEVEN, "trainer.max_steps=1", "trainer.val_check_interval=1", "evaluation.samples_per_class=2",
+        "evaluation.max_fd_images=20", "evaluation.classifier_steps=1")
     return folder
 
 
@@ -227,26 +203,17 @@ def test_every_figure_is_there_and_the_old_classes_are_what_they_were():
         for what in TOLD:
             assert results[f"{what}_old_before_{scale}"] == results[f"{what}_old_after_{scale}"]
             assert torch.tensor(results[f"{what}_new_alone_{scale}"]).isfinite()
-        assert {f"accuracy_{c}_new_after_{scale}" for c in "789"} | {
-            f"accuracy_{c}_old_after_{scale}" for c in "0123456"
-        } <= set(results)
-    assert (
-        results["fd_new_alone_s1"] == pytest.approx(results["fd_new_after_s1"], rel=1e-4)
-        and results["fd_new_alone_s2"] != results["fd_new_after_s2"]
-    )
+        for group, classes in (("new", "789"), ("old", "0123456")):
+            assert {f"accuracy_{c}_{group}_after_{scale}" for c in classes} <= set(results)
+    assert results["fd_new_alone_s1"] == pytest.approx(results["fd_new_after_s1"], rel=1e-4)
+    assert results["fd_new_alone_s2"] != results["fd_new_after_s2"]
 
 
 def test_a_mixture_that_is_not_there_is_told_before_anything_is_trained(tmp_path):
+    config = load_config(["experiment=mixture_of_diffusion_experts_grown", f"run_dir={tmp_path / 'run'}",
+                          f"evaluation.mixture={tmp_path / 'nowhere'}"])
     with pytest.raises(UserError, match="no model at .*nowhere"):
-        train(
-            load_config(
-                [
-                    "experiment=mixture_of_diffusion_experts_grown",
-                    f"evaluation.mixture={tmp_path / 'nowhere'}",
-                    f"run_dir={tmp_path / 'run'}",
-                ]
-            )
-        )
+        train(config)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,12 +1,15 @@
 # Made from nbs/67_attention_maps.ipynb by `pmd-dev tests`. Edit the notebook.
+import copy
 import functools
 import html
 import ipywidgets
 import math
+import numpy as np
 import pytest
 import torch
 from functools import partial
 from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
 from perceiver_moe_diffusion.explore.attention_maps import as_maps
@@ -17,17 +20,20 @@ from perceiver_moe_diffusion.explore.attention_maps import entropy
 from perceiver_moe_diffusion.explore.attention_maps import noised_images
 from perceiver_moe_diffusion.explore.attention_maps import read_by_latents
 from perceiver_moe_diffusion.explore.attention_maps import read_by_queries
+from perceiver_moe_diffusion.explore.attention_maps import read_by_the_question
 from perceiver_moe_diffusion.explore.attention_maps import reading_over_time
 from perceiver_moe_diffusion.explore.attention_maps import record_attention
 from perceiver_moe_diffusion.explore.attention_maps import show_latent_maps
 from perceiver_moe_diffusion.explore.attention_maps import show_levels
 from perceiver_moe_diffusion.explore.attention_maps import show_query_reading
+from perceiver_moe_diffusion.explore.attention_maps import show_reading
 from perceiver_moe_diffusion.explore.patches import patch_grid
 from perceiver_moe_diffusion.explore.widgets import LiveFigure
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.adapters import PatchAdapter
 from perceiver_moe_diffusion.models.attention import Attention
 from perceiver_moe_diffusion.models.attention import Block
+from perceiver_moe_diffusion.models.classifier import Classifier
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
@@ -147,9 +153,8 @@ def small():
     torch.manual_seed(0)
     core = partial(PerceiverIO, dim=16, num_latents=6, depth=1, num_heads=2, num_stages=2, share_weights=False)
     model = PerceiverDenoiser((1, 8, 8), 3, partial(ConvAdapter, dim=16, stem_channels=8), core=core, condition_dim=16)
-    return GeneratorPipeline(model, Diffusion(20), DPMSolverPP(steps=3), ["a", "b", "c"]), torch.rand(
-        4, 1, 8, 8
-    ) * 2 - 1
+    pipeline = GeneratorPipeline(model, Diffusion(20), DPMSolverPP(steps=3), ["a", "b", "c"])
+    return pipeline, torch.rand(4, 1, 8, 8) * 2 - 1
 
 
 def test_the_readings_have_their_shapes_and_sum_to_one():
@@ -181,12 +186,20 @@ def test_the_last_latent_is_the_condition_and_depends_on_the_class():
     with torch.no_grad():
         condition = pipeline.model.condition(torch.tensor([7]), torch.tensor([2]))
         tokens, _ = pipeline.model.adapter.tokens(images[:1], condition)
-        expected = attention_weights(
-            encoder.attention,
-            encoder.norm_x(pipeline.model.to_latent(condition)[:, None]),
-            encoder.norm_context(tokens),
-        )
+        expected = attention_weights(encoder.attention, encoder.norm_x(pipeline.model.to_latent(condition)[:, None]),
+                                     encoder.norm_context(tokens))
     assert_close(read_by_latents(pipeline, images[:1], 7, 2)[:, :, -1:], expected)
+
+
+@pytest.mark.parametrize("read", [read_by_latents, read_by_queries])
+def test_the_model_is_called_where_it_is(read):
+    "On a device without values: whatever meets a tensor of the CPU fails."
+    pipeline, images = small()
+    pipeline = copy.deepcopy(pipeline).to("meta")
+    x_t = noised_images(pipeline, images, 7)
+    assert x_t.device.type == "meta" and x_t.shape == images.shape
+    for given in (x_t, images):
+        assert read(pipeline, given, 7, [0, 1, 2, 0]).device.type == "meta"
 
 
 def test_noise_has_one_pattern_at_all_levels():
@@ -217,6 +230,8 @@ def test_a_model_of_another_kind_is_refused():
     other.model.num_classes = 3
     with pytest.raises(UserError, match="attention maps of a Linear"):
         read_by_latents(other, images, 7, [0, 0, 0, 0])
+    with pytest.raises(UserError, match="attention maps of a Linear"):
+        attention_explorer(other)
 
 
 def test_tokens_are_patches_row_by_row():
@@ -231,7 +246,8 @@ def test_tokens_are_patches_row_by_row():
         assert as_maps(changed[0], (1, 8, 12)).nonzero().tolist() == [[row, column]]
 
 
-@pytest.mark.parametrize("shape,tokens,grid", [((1, 28, 28), 49, (7, 7)), ((3, 32, 32), 64, (8, 8)), ((1, 8, 12), 96, (8, 12)), ((1, 8, 8), 1, (1, 1))])
+@pytest.mark.parametrize("shape,tokens,grid", [
+    ((1, 28, 28), 49, (7, 7)), ((3, 32, 32), 64, (8, 8)), ((1, 8, 12), 96, (8, 12)), ((1, 8, 8), 1, (1, 1))])
 def test_the_grid_follows_from_the_image_and_the_number_of_tokens(shape, tokens, grid):
     assert patch_grid(shape, tokens) == grid
 
@@ -278,14 +294,8 @@ def test_a_place_that_does_not_exist_is_one_sentence(places):
 def test_each_row_of_the_levels_shows_its_level():
     pipeline, images = small()
     grid = [axes for axes in show_levels(pipeline, images[0], 1, (19, 3), latents=(2, 6), seed=4).axes if axes.images]
-    assert [axes.get_title() for axes in grid] == [
-        "x_t, t=19",
-        "latent 2",
-        "condition",
-        "x_t, t=3",
-        "latent 2",
-        "condition",
-    ]
+    assert [axes.get_title() for axes in grid] == ["x_t, t=19", "latent 2", "condition", "x_t, t=3", "latent 2",
+                                                   "condition"]
     for first, t in ((0, 19), (3, 3)):
         expected = read_by_latents(pipeline, noised_images(pipeline, images[:1], t, 4), t, 1)[0].mean(dim=0)
         for axes, latent in zip(grid[first + 1:first + 3], (2, 6)):
@@ -303,16 +313,58 @@ def test_the_reading_over_time_is_the_mean_of_its_parts():
     pipeline, images = small()
     reading = reading_over_time(pipeline, images, [0, 1, 2, 0], [2, 18])
     x_t = noised_images(pipeline, images, 18)
-    latents, queries = (
-        read_by_latents(pipeline, x_t, 18, [0, 1, 2, 0]),
-        read_by_queries(pipeline, x_t, 18, [0, 1, 2, 0]),
-    )
+    latents, queries = (read_by_latents(pipeline, x_t, 18, [0, 1, 2, 0]),
+                        read_by_queries(pipeline, x_t, 18, [0, 1, 2, 0]))
     assert reading.levels == [2, 18]
     assert_close(
         torch.tensor([reading.patches_per_latent[1], reading.latents_per_query[1], reading.condition[1]]),
         torch.stack([entropy(latents).exp().mean(), entropy(queries).exp().mean(), 7 * queries[..., 6].mean()]),
     )
     assert all(1 <= n <= 16 for n in reading.patches_per_latent) and all(1 <= n <= 7 for n in reading.latents_per_query)
+
+
+def small_classifier(**core):
+    "A very small classifier of digits with fresh weights; always the same."
+    torch.manual_seed(0)
+    settings = {"dim": 32, "num_latents": 6, "depth": 1, "num_heads": 2, **core}
+    return Classifier((1, 8, 8), 10, core=partial(PerceiverIO, **settings), query_dim=32)
+
+
+@pytest.mark.parametrize("core", [{}, {"num_stages": 2}])
+def test_what_the_query_reads_of_the_image_adds_up_to_one(core):
+    model, images = small_classifier(**core), digits().inputs(slice(0, 5))
+    maps = read_by_the_question(model, images)
+    assert maps.shape == (5, 8, 8) and bool((maps >= 0).all()) and not maps.requires_grad
+    assert_close(maps.sum((1, 2)), torch.ones(5))
+
+
+def test_what_the_query_reads_is_followed_latent_by_latent():
+    model, images = small_classifier(), digits().inputs(slice(0, 2))
+    with record_attention(model.core) as recorded, torch.no_grad():
+        model(images)
+    encoder, decoder = (recorded[name][0].mean(dim=1) for name in ("stages.0.read.attention", "decoder.attention"))
+    expected = sum(decoder[1, 0, latent] * encoder[1, latent] for latent in range(6))
+    assert_close(read_by_the_question(model, images)[1].flatten(), expected)
+
+
+def test_the_reading_is_drawn_below_its_image():
+    model, images = small_classifier(), digits().inputs(slice(0, 3))
+    shown = [np.asarray(axes.images[0].get_array()) for axes in show_reading(model, images).axes]
+    assert len(shown) == 6
+    for i, shares in enumerate(read_by_the_question(model, images)):
+        np.testing.assert_allclose(shown[i], images[i, 0] / 2 + 0.5)
+        np.testing.assert_allclose(shown[3 + i], shares)
+
+
+def test_a_classifier_with_another_core_is_refused():
+    class Flat(nn.Module):
+        "A core without attention."
+
+        def __init__(self, *args, **settings):
+            super().__init__()
+
+    with pytest.raises(UserError, match="attention maps of a Flat .* a classifier with a PerceiverIO as its core"):
+        read_by_the_question(Classifier((1, 8, 8), 10, core=Flat), digits().inputs(slice(0, 1)))
 
 
 def settled(live):
@@ -360,16 +412,16 @@ def test_the_explorer_recovers_from_a_wrong_seed():
 
 @pytest.mark.parametrize("name,bad,sentence", [
     ("latent", 7.0, "latent=7.0 is not possible; allowed: a whole number from 0 to 6 (6 is the condition)."),
-    ("latent", -1.0, "latent=-1.0 is not possible"), ("latent", float("nan"), "latent=nan is not possible"),
-    ("t", 20.0, "t=20.0 is not possible; allowed: a whole number from 0 to 19."), ("t", float("nan"), "t=nan is not "
-                                                                                                      "possible"),
-    ("t", 2.5, "t=2.5 is not possible")])
+    ("latent", -1.0, "latent=-1.0 is not possible"),
+    ("latent", float("nan"), "latent=nan is not possible"),
+    ("t", 20.0, "t=20.0 is not possible; allowed: a whole number from 0 to 19."),
+    ("t", float("nan"), "t=nan is not possible"),
+    ("t", 2.5, "t=2.5 is not possible"),
+])
 def test_a_mistake_is_a_sentence_and_the_next_value_works(name, bad, sentence):
     pipeline, images = small()
-    live = LiveFigure(
-        partial(attention_figure, pipeline, images[:3], label=0),
-        {"latent": ipywidgets.FloatText(1.0), "t": ipywidgets.FloatText(3.0)},
-    )
+    live = LiveFigure(partial(attention_figure, pipeline, images[:3], label=0),
+                      {"latent": ipywidgets.FloatText(1.0), "t": ipywidgets.FloatText(3.0)})
     good, _ = settled(live)
     live.controls[name].value = bad
     picture, said = settled(live)

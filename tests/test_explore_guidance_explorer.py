@@ -41,13 +41,27 @@ def test_one_class_fills_the_grid_with_different_images(digits_model):
 
 
 @pytest.mark.parametrize("wish, said", [
-    (SamplingRequest(guidance_scale=float("nan")), "guidance_scale=nan"), (SamplingRequest(guidance_scale=float("inf")), "guidance_scale=inf"), (SamplingRequest(label=12), "label=12"),
-    (SamplingRequest(rows=0), "rows=0"), (SamplingRequest(seed=-1), "seed=-1"), (SamplingRequest(steps=0), "steps=0"), (SamplingRequest(sampler="Euler"), "DPM-Solver++, DDIM, DDPM"),
-    (SamplingRequest(guidance_rescale=2.0), "guidance_rescale=2.0"), (SamplingRequest(guidance_interval=(3.0, 1.0)), "guidance_interval")])
+    (SamplingRequest(guidance_scale=float("nan")), "guidance_scale=nan"),
+    (SamplingRequest(guidance_scale=float("inf")), "guidance_scale=inf"),
+    (SamplingRequest(label=12), "label=12"),
+    (SamplingRequest(rows=0), "rows=0"),
+    (SamplingRequest(seed=-1), "seed=-1"),
+    (SamplingRequest(steps=0), "steps=0"),
+    (SamplingRequest(sampler="Euler"), "DPM-Solver++, DDIM, DDPM"),
+    (SamplingRequest(guidance_rescale=2.0), "guidance_rescale=2.0"),
+    (SamplingRequest(guidance_interval=(3.0, 1.0)), "guidance_interval"),
+])
 def test_a_wish_that_cannot_be_fulfilled_is_one_sentence(digits_model, wish, said):
     with pytest.raises(UserError) as refused:
         next(run_request(digits_model[0], wish))
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("label", [None, 3])
+def test_the_images_are_made_where_the_model_is(label):
+    pipeline = from_pretrained("digits").to("meta")  # a device without values: whatever meets a tensor of the CPU fails
+    *_, last = run_request(pipeline, SamplingRequest(label=label, steps=2))
+    assert last.images.shape == (20, 1, 8, 8) and {step.x.device.type for step in last.steps} == {"meta"}
 
 
 def test_accuracy_and_diversity_move_apart_with_the_scale(digits_model):
@@ -63,9 +77,8 @@ def test_accuracy_and_diversity_move_apart_with_the_scale(digits_model):
 def test_one_image_per_class_has_no_diversity(digits_model):
     pipeline, judge = digits_model
     *_, drawing = run_request(pipeline, SamplingRequest(rows=1, steps=3))
-    assert quality_of(drawing, judge).diversity is None and "one image per class" in describe_quality(
-        quality_of(drawing, judge)
-    )
+    numbers = quality_of(drawing, judge)
+    assert numbers.diversity is None and "one image per class" in describe_quality(numbers)
 
 
 def test_the_strip_has_a_row_per_scale(digits_model):
@@ -90,15 +103,13 @@ def panel(digits_model, tmp_path):
 def test_the_first_picture_is_there_without_a_click(panel):
     assert bytes(panel.image.value).startswith(b"\x89PNG") and bytes(panel.frame.value).startswith(b"\x89PNG")
     assert "4 steps in" in panel.status.value and "conditional accuracy" in panel.numbers.value
-    assert (
-        "w = s − 1 = 1" in panel.w.value
-        and panel.controls["label"].label == "all classes"
-        and panel.wish().label is None
-    )
+    assert "w = s − 1 = 1" in panel.w.value
+    assert panel.controls["label"].label == "all classes" and panel.wish().label is None
 
 
-@pytest.mark.parametrize("name, value", [("guidance_scale", 5.0), ("label", 3), ("rows", 1), ("seed", 7), ("steps", 6), ("sampler", "DDIM"), ("sampler", "DDPM"),
-                                         ("guidance_rescale", 0.7)])
+@pytest.mark.parametrize("name, value", [
+    ("guidance_scale", 5.0), ("label", 3), ("rows", 1), ("seed", 7), ("steps", 6), ("sampler", "DDIM"),
+    ("sampler", "DDPM"), ("guidance_rescale", 0.7)])
 def test_each_control_changes_the_picture_and_the_way_back_is_cached(panel, name, value):
     before, control = panel.image.value, panel.controls[name]
     old = control.value
@@ -185,6 +196,21 @@ def test_save_writes_the_picture_that_is_shown(panel, tmp_path):
     assert "nowhere" in panel.status.value and list(tmp_path.iterdir()) == [saved]
 
 
+def test_saving_before_there_is_a_picture_is_a_sentence(panel, tmp_path):
+    panel.shown = None
+    panel.save.click()
+    assert "saving before there is a picture is not possible; allowed: a finished grid." in panel.status.value
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_forgets_what_was_shown_longest_ago(panel, monkeypatch):
+    monkeypatch.setattr(Panel, "KEPT", 2)
+    for seed in (1, 2, 0):
+        panel.controls["seed"].value = seed
+        settled(panel)
+    assert [wish.seed for wish in panel.cache] == [2, 0]
+
+
 def test_compare_opens_a_copy_that_goes_its_own_way(digits_model):
     explorer = GuidanceExplorer(*digits_model, wish=SamplingRequest(rows=1, steps=3))
     first = explorer.panels[0]
@@ -193,11 +219,8 @@ def test_compare_opens_a_copy_that_goes_its_own_way(digits_model):
     explorer.compare.value = True
     second = explorer.panels[1]
     settled(second)
-    assert (
-        second.wish() == first.wish()
-        and second.image.value == first.image.value
-        and len(explorer.side_by_side.children) == 2
-    )
+    assert second.wish() == first.wish() and second.image.value == first.image.value
+    assert len(explorer.side_by_side.children) == 2
     second.controls["guidance_scale"].value = 0.0
     settled(second)
     assert second.image.value != first.image.value and first.wish().guidance_scale == 3.5

@@ -22,7 +22,28 @@ from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
 from torch import nn
 
 
-def small_pipeline(feed_forward=functools.partial(build_moe, num_experts=4, top_k=2), image_shape=(1, 8, 8), depth=1):
+@pytest.mark.parametrize("patches, image_shape, grid", [
+    (16, (1, 8, 8), (4, 4)), (24, (1, 8, 12), (4, 6)), (49, (1, 28, 28), (7, 7)), (1, (3, 5, 5), (1, 1))])
+def test_the_grid_has_the_aspect_of_the_image(patches, image_shape, grid):
+    assert patch_grid(image_shape, patches) == grid
+
+
+@pytest.mark.parametrize("patches", [1, 10, 17])
+def test_queries_that_are_no_grid_are_refused(patches):
+    with pytest.raises(UserError, match=f"{patches} tokens for images of 8×12"):
+        patch_grid((1, 8, 12), patches)
+
+
+def test_the_top_expert_is_the_one_that_weighs_most_wherever_it_stands():
+    routing = Routing(torch.tensor([[0, 1], [2, 3], [-1, 1], [-1, -1]]),
+                      torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]), torch.zeros(4, 4))
+    assert patch_experts(routing, 1, (1, 4, 4)).tolist() == [[[1, 2], [1, -1]]]
+
+
+FOUR_EXPERTS = functools.partial(build_moe, num_experts=4, top_k=2)
+
+
+def small_pipeline(feed_forward=FOUR_EXPERTS, image_shape=(1, 8, 8), depth=1):
     "A pipeline with fresh weights: routing can be counted in any model."
     torch.manual_seed(0)
     core = functools.partial(PerceiverIO, dim=16, num_latents=4, depth=depth, num_heads=2, feed_forward=feed_forward)
@@ -58,19 +79,22 @@ def test_a_router_that_sends_the_left_half_to_expert_0_gives_a_map_that_shows_it
     assert len(maps) == 2 and maps[0].step.t == 49 and maps[0].num_experts == 4
     for patch_map in maps:
         assert patch_map.expert.shape == (3, height // 2, width // 2)
-        assert bool((patch_map.expert[:, :, : width // 4] == 0).all()) and bool(
-            (patch_map.expert[:, :, width // 4 :] == 1).all()
-        )
+        assert bool((patch_map.expert[:, :, : width // 4] == 0).all())
+        assert bool((patch_map.expert[:, :, width // 4 :] == 1).all())
+
+
+def test_the_maps_are_made_where_the_model_is():
+    "On a device without values: whatever meets a tensor of the CPU fails."
+    maps = patch_maps(small_pipeline().to("meta"), [1, 2], columns=2)
+    assert [m.expert.shape for m in maps] == [(2, 4, 4)] * 2 and {m.expert.device.type for m in maps} == {"meta"}
 
 
 def test_the_colours_lie_on_the_pixels_of_their_patch():
     black, white = torch.full((1, 4, 4), -1.0), torch.ones(1, 4, 4)
     blue, orange = expert_colours(2)
     expert = torch.tensor([[0, 1], [-1, 0]])
-    for image, in_blue, in_orange, bare in (
-        (black, blue, orange, 0),
-        (white, blue + 0.75 * (1 - blue), orange + 0.75 * (1 - orange), 1),
-    ):
+    for image, in_blue, in_orange, bare in ((black, blue, orange, 0),
+                                            (white, blue + 0.75 * (1 - blue), orange + 0.75 * (1 - orange), 1)):
         seen = tint_patches(image, expert, 2)
         np.testing.assert_allclose(seen[:2, :2], np.broadcast_to(in_blue, (2, 2, 3)))
         np.testing.assert_allclose(seen[:2, 2:], np.broadcast_to(in_orange, (2, 2, 3)))
@@ -78,24 +102,8 @@ def test_the_colours_lie_on_the_pixels_of_their_patch():
         np.testing.assert_allclose(seen[2:, 2:], seen[:2, :2])
 
 
-def test_the_top_expert_is_the_one_that_weighs_most_wherever_it_stands():
-    routing = Routing(
-        torch.tensor([[0, 1], [2, 3], [-1, 1], [-1, -1]]),
-        torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]),
-        torch.zeros(4, 4),
-    )
-    assert patch_experts(routing, 1, (1, 4, 4)).tolist() == [[[1, 2], [1, -1]]]
-
-
-@pytest.mark.parametrize("patches, image_shape, grid", [(16, (1, 8, 8), (4, 4)), (24, (1, 8, 12), (4, 6)), (49, (1, 28, 28), (7, 7)), (1, (3, 5, 5), (1, 1))])
-def test_the_grid_has_the_aspect_of_the_image(patches, image_shape, grid):
-    assert patch_grid(image_shape, patches) == grid
-
-
-@pytest.mark.parametrize("patches", [1, 10, 17])
-def test_queries_that_are_no_grid_are_refused(patches):
-    with pytest.raises(UserError, match=f"{patches} tokens for images of 8×12"):
-        patch_grid((1, 8, 12), patches)
+def test_experts_of_any_number_have_colours_of_their_own():
+    assert all(len(np.unique(expert_colours(n), axis=0)) == n for n in (1, 4, 8, 9, 30))
 
 
 def test_the_picture_of_patches_names_its_rows_its_steps_and_its_experts():
@@ -110,13 +118,11 @@ def test_the_picture_of_patches_names_its_rows_its_steps_and_its_experts():
     )
 
 
-def test_experts_of_any_number_have_colours_of_their_own():
-    assert all(len(np.unique(expert_colours(n), axis=0)) == n for n in (1, 4, 8, 9, 30))
-
-
 @pytest.mark.parametrize("make, message", [
-    (lambda: patch_maps(small_pipeline(Dense), 3), "no mixture-of-experts layers"), (lambda: patch_maps(small_pipeline(), 10), "label=10"),
-    (lambda: patch_maps(small_pipeline(), 3, columns=0), "columns=0"), (lambda: patch_maps(small_pipeline(), 3, seed=-1), "seed=-1"),
+    (lambda: patch_maps(small_pipeline(Dense), 3), "no mixture-of-experts layers"),
+    (lambda: patch_maps(small_pipeline(), 10), "label=10"),
+    (lambda: patch_maps(small_pipeline(), 3, columns=0), "columns=0"),
+    (lambda: patch_maps(small_pipeline(), 3, seed=-1), "seed=-1"),
     (lambda: show_patches(patch_maps(small_pipeline(), 3), ["a", "b"]), "2 names for 1 images"),
 ])
 def test_mistakes_with_patches_are_sentences(make, message):

@@ -31,7 +31,10 @@ from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
 from torch.testing import assert_close
 
 
-def small_pipeline(feed_forward=functools.partial(build_moe, num_experts=4, top_k=2), image_shape=(1, 8, 8), depth=1):
+FOUR_EXPERTS = functools.partial(build_moe, num_experts=4, top_k=2)
+
+
+def small_pipeline(feed_forward=FOUR_EXPERTS, image_shape=(1, 8, 8), depth=1):
     "A pipeline with fresh weights: routing can be counted in any model."
     torch.manual_seed(0)
     core = functools.partial(PerceiverIO, dim=16, num_latents=4, depth=depth, num_heads=2, feed_forward=feed_forward)
@@ -69,19 +72,16 @@ def test_of_classes_keeps_the_rows_of_their_images():
         {"decoder": routing_of([[0], [1], [2], [3], [0], [2]], 4)}, torch.tensor([10, 20, 30]), torch.tensor([7, 5, 7])
     )
     part = seen.of_classes([7])
-    assert (
-        part.routings["decoder"].expert_ids.flatten().tolist() == [0, 1, 0, 2]
-        and part.t.tolist() == [10, 30]
-        and part.label.tolist() == [7, 7]
-    )
+    assert part.routings["decoder"].expert_ids.flatten().tolist() == [0, 1, 0, 2]
+    assert part.t.tolist() == [10, 30] and part.label.tolist() == [7, 7]
     assert_close(seen.of_classes(range(10)).routings["decoder"].expert_ids, seen.routings["decoder"].expert_ids)
-    with pytest.raises(
-        UserError, match=r"classes \[3\] is not possible; allowed: classes of the images watched: \[5, 7\]"
-    ):
+    refused = r"classes \[3\] is not possible; allowed: classes of the images watched: \[5, 7\]"
+    with pytest.raises(UserError, match=refused):
         seen.of_classes([3])
 
 
-@pytest.mark.parametrize("labels, seed, message", [([10] * 4, 0, "label="), ([1] * 3, 0, "4 images with 3 labels"), ([1] * 4, -1, "seed=-1")])
+@pytest.mark.parametrize("labels, seed, message", [
+    ([10] * 4, 0, "label="), ([1] * 3, 0, "4 images with 3 labels"), ([1] * 4, -1, "seed=-1")])
 def test_mistakes_of_watching_are_sentences(labels, seed, message):
     with pytest.raises(UserError, match=message):
         record_routing(small_pipeline(), some_digits(4)[0], torch.tensor(labels), seed)
@@ -144,7 +144,7 @@ def test_rows_that_do_not_belong_to_images_are_refused():
 def test_heat_maps_have_a_panel_per_layer_with_labelled_axes_and_the_table_in_them():
     seen = record_routing(small_pipeline(depth=3), *some_digits(30))
     for figure, xlabel, tables in (
-        (show_time(seen, 50), "noise level t", shares_over_time(seen, 50)),
+        (show_time(seen, 50), "timestep t", shares_over_time(seen, 50)),
         (show_classes(seen, [str(i) for i in range(10)]), "class", shares_over_class(seen, 10)),
     ):
         *maps, bar = figure.axes
@@ -171,9 +171,8 @@ def test_entropy_by_hand_and_in_units_of_log_e():
     # probabilities 1/4 and 3/4
     routing = routing_of([[0], [1]], 2)._replace(logits=torch.tensor([[0.0, math.log(3.0)]] * 2))
     by_hand = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
-    assert router_statistics([routing])["entropy"] == pytest.approx(by_hand) and router_statistics([routing])[
-        "confidence"
-    ] == pytest.approx(0.75)
+    statistics = router_statistics([routing])
+    assert statistics["entropy"] == pytest.approx(by_hand) and statistics["confidence"] == pytest.approx(0.75)
 
 
 def test_a_single_expert_has_nothing_to_decide():
@@ -191,14 +190,10 @@ def test_the_history_has_three_labelled_panels_with_a_line_for_each_run():
         "b": [dict(entropy=0.1, confidence=0.8, least_load=0.0)] * 4,
     }
     figure = show_router_history(histories)
-    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [
-        ("step", label) for label in STATISTICS.values()
-    ]
-    assert [[line.get_ydata()[0] for line in axes.lines] for axes in figure.axes] == [
-        [0.9, 0.1],
-        [0.3, 0.8],
-        [0.5, 0.0],
-    ]
+    labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+    assert labels == [("step", label) for label in STATISTICS.values()]
+    lines = [[line.get_ydata()[0] for line in axes.lines] for axes in figure.axes]
+    assert lines == [[0.9, 0.1], [0.3, 0.8], [0.5, 0.0]]
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
 
 
@@ -211,20 +206,15 @@ def test_independent_choices_have_ratio_one():
 def test_perfect_pairs_have_the_largest_ratio_and_strangers_zero():
     table = co_activation(routing_of([[0, 1], [1, 0], [2, 3], [3, 2]], 4))
     n = math.nan
-    assert_close(
-        table,
-        torch.tensor([[n, 2, 0, 0], [2, n, 0, 0], [0, 0, n, 2], [0, 0, 2, n]], dtype=torch.float64),
-        equal_nan=True,
-    )
+    assert_close(table, torch.tensor([[n, 2, 0, 0], [2, n, 0, 0], [0, 0, n, 2], [0, 0, 2, n]], dtype=torch.float64),
+                 equal_nan=True)
 
 
 @pytest.mark.parametrize("experts, top_k", [(4, 2), (5, 3), (3, 3)])
 def test_every_team_equally_often_is_the_blind_router(experts, top_k):
     table = co_activation(routing_of(torch.combinations(torch.arange(experts), top_k), experts))
-    assert_close(
-        table[~torch.eye(experts, dtype=torch.bool)],
-        torch.full((experts * (experts - 1),), blind_ratio(experts, top_k), dtype=torch.float64),
-    )
+    assert_close(table[~torch.eye(experts, dtype=torch.bool)],
+                 torch.full((experts * (experts - 1),), blind_ratio(experts, top_k), dtype=torch.float64))
 
 
 def test_an_expert_that_is_never_chosen_has_no_ratio():
@@ -239,9 +229,6 @@ def test_one_expert_per_token_is_no_team():
 def test_the_picture_of_teams_has_labelled_axes_and_its_numbers():
     figure = show_co_activation({"decoder": routing_of([[0, 1], [1, 0], [2, 3], [3, 2]], 4)})
     axes, bar = figure.axes
-    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == (
-        "decoder",
-        "expert",
-        "expert",
-    ) and "blind: 0.67" in bar.get_ylabel()
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("decoder", "expert", "expert")
+    assert "blind: 0.67" in bar.get_ylabel()
     assert len(axes.texts) == 12 and {text.get_text() for text in axes.texts} == {"0.00", "2.00"}

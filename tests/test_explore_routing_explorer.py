@@ -19,7 +19,10 @@ from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
 
 
-def small_pipeline(feed_forward=functools.partial(build_moe, num_experts=4, top_k=2), image_shape=(1, 8, 8), depth=1):
+FOUR_EXPERTS = functools.partial(build_moe, num_experts=4, top_k=2)
+
+
+def small_pipeline(feed_forward=FOUR_EXPERTS, image_shape=(1, 8, 8), depth=1):
     "A pipeline with fresh weights: routing can be counted in any model."
     torch.manual_seed(0)
     core = functools.partial(PerceiverIO, dim=16, num_latents=4, depth=depth, num_heads=2, feed_forward=feed_forward)
@@ -56,11 +59,8 @@ def sentence(live):
 def test_the_explorer_draws_each_picture_without_a_kernel():
     live = routing_explorer(*fresh())
     pictures = [drawn(live, picture=name) for name in PICTURES]
-    assert (
-        all(picture.startswith(b"\x89PNG") for picture in pictures)
-        and len(set(pictures)) == len(PICTURES)
-        and live.status.value == ""
-    )
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures) and live.status.value == ""
+    assert len(set(pictures)) == len(PICTURES)
 
 
 @pytest.mark.parametrize("name, value", [("layer", "latent block 0"), ("classes", (3,)), ("seed", 7)])
@@ -71,9 +71,10 @@ def test_each_control_changes_the_picture_and_back(name, value):
     assert drawn(live, **{name: old}) == before
 
 
-@pytest.mark.parametrize("settings, message", [({"seed": -1}, "seed=-1"), ({"classes": (7,)}, "allowed: classes of the "
-                                                                                              "images watched: [0, 1, "
-                                                                                              "2, 3, 4]")])
+@pytest.mark.parametrize("settings, message", [
+    ({"seed": -1}, "seed=-1"),
+    ({"classes": (7,)}, "allowed: classes of the images watched: [0, 1, 2, 3, 4]"),
+])
 def test_a_mistake_is_a_sentence_and_the_next_wish_is_served(settings, message):
     live = routing_explorer(*fresh())
     before, old = drawn(live), live.values()

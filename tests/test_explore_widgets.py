@@ -20,7 +20,8 @@ def stepwise(log, name, started, go_on):
         go_on.wait(10)
         for step in range(1000):
             if stopped():
-                return log.append((name, step))
+                log.append((name, step))
+                return
         log.append((name, "done"))
     return work
 

@@ -4,20 +4,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from io import BytesIO
 from matplotlib import pyplot as plt
 from pathlib import Path
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.sampling import SamplerStep
+from perceiver_moe_diffusion.figures import draw_image
 from perceiver_moe_diffusion.figures import house_style
 from perceiver_moe_diffusion.figures import save_figure
 from perceiver_moe_diffusion.figures import show_curves
 from perceiver_moe_diffusion.figures import show_grid
 from perceiver_moe_diffusion.figures import show_load
 from perceiver_moe_diffusion.figures import show_trajectory
-from perceiver_moe_diffusion.image_grid import png_grid
-from perceiver_moe_diffusion.image_grid import save_images
-from perceiver_moe_diffusion.image_grid import tile
 from perceiver_moe_diffusion.models.moe import Routing
 from perceiver_moe_diffusion.models.moe import expert_load
 
@@ -73,13 +70,27 @@ def test_figures_do_not_pile_up_in_pyplot():
     assert plt.get_fignums() == []
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_is_drawn_pixel_by_pixel_and_clipped(channels):
+    image = 2 * numbered(1, channels, 3, 5)[0]  # from −2 to 2: a half lies outside
+    _, axes = plt.subplots()
+    draw_image(axes, image, "a title")
+    plt.close(axes.figure)
+    shown = np.asarray(axes.images[0].get_array())
+    assert axes.get_title() == "a title" and shown.shape == ((3, 5) if channels == 1 else (3, 5, 3))
+    expected = (image.clamp(-1, 1) / 2 + 0.5).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(shown.reshape(3, 5, channels), expected)
+    assert axes.images[0].get_clim() == (0, 1), "the grey scale does not depend on the image"
+
+
 def fake_steps(n):
     "Steps whose images tell them apart: x is filled by the step's number, x0 by its negative."
     fill = lambda value: torch.full((2, 1, 3, 3), float(value))
     return [SamplerStep(n - i, n - i - 1, fill(i / n), fill(-i / n), 0.5, fill(0)) for i in range(n)]
 
 
-@pytest.mark.parametrize("n,columns,expected", [(5, 12, [5, 4, 3, 2, 1]), (100, 4, [100, 67, 34, 1]), (9, 3, [9, 5, 1]), (1, 12, [1]), (7, 1, [7])])
+@pytest.mark.parametrize("n,columns,expected", [
+    (5, 12, [5, 4, 3, 2, 1]), (100, 4, [100, 67, 34, 1]), (9, 3, [9, 5, 1]), (1, 12, [1]), (7, 1, [7])])
 def test_a_trajectory_shows_the_first_and_the_last_step_and_some_between(n, columns, expected):
     figure = show_trajectory(fake_steps(n), columns)
     ax = figure.axes[0]
@@ -184,39 +195,11 @@ def test_a_saved_figure_is_a_png_of_at_most_100_kb_and_alone_in_its_folder(name,
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_saved_images_come_back_pixel_by_pixel(channels, tmp_path):
-    images, path = numbered(4, channels, 3, 5), tmp_path / "images.png"
-    save_images(images, path, columns=2, scale=3)
-    array = read_png(path)
-    assert array.shape == (3 * 7, 3 * 11, 3)
-    expected = tile(images, 2).reshape(7, 11, channels)
-    for offset in range(3):  # every pixel is three pixels wide and high
-        np.testing.assert_allclose(array[offset::3, offset::3], np.broadcast_to(expected, (7, 11, 3)), atol=0.501 / 255)
-
-
-def test_names_stand_in_margins_and_leave_the_images_as_they_are():
-    images = numbered(4, 1, 3, 5)
-    plain, named = (
-        np.asarray(Image.open(BytesIO(png_grid(images, 2, 3, *names))))
-        for names in ((), (["above", "below"], ["A", "B"]))
-    )
-    assert named.shape[0] > plain.shape[0] and named.shape[1] > plain.shape[1]
-    assert (named[-plain.shape[0]:, -plain.shape[1]:] == plain).all()
-    assert (named[:, : -plain.shape[1]] < 128).any() and (named[: -plain.shape[0]] < 128).any(), (
-        "something is written in both margins"
-    )
-
-
 @pytest.mark.parametrize("name", ["a.png", "without_ending", "wrong.jpg"])
 def test_the_file_is_a_png_of_exactly_the_name_given(name, tmp_path):
-    for write in (
-        lambda path: save_figure(show_load(torch.ones(1, 2)), path),
-        lambda path: save_images(numbered(2, 1, 4, 4), path, 2),
-    ):
-        write(tmp_path / name)
-        read_png(tmp_path / name)
-        assert [path.name for path in tmp_path.iterdir()] == [name]
+    save_figure(show_load(torch.ones(1, 2)), tmp_path / name)
+    read_png(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 class Interrupted:
@@ -229,16 +212,8 @@ class Interrupted:
 
 def test_an_interrupted_write_leaves_the_old_picture(tmp_path):
     path = tmp_path / "loss.png"
-    save_images(numbered(2, 1, 4, 4), path, 2)
+    save_figure(show_load(torch.ones(1, 2)), path)
     before = path.read_bytes()
     with pytest.raises(KeyboardInterrupt):
         save_figure(Interrupted(), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_mistakes_leave_no_file(tmp_path):
-    with pytest.raises(UserError, match="5 images in 2 columns"):
-        save_images(numbered(5, 1, 4, 4), tmp_path / "a.png", 2)
-    with pytest.raises(UserError, match="scale=0"):
-        save_images(numbered(4, 1, 4, 4), tmp_path / "a.png", 2, scale=0)
-    assert list(tmp_path.iterdir()) == []

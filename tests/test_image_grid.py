@@ -2,7 +2,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from io import BytesIO
+from pathlib import Path
 from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.image_grid import png_grid
+from perceiver_moe_diffusion.image_grid import save_images
 from perceiver_moe_diffusion.image_grid import tile
 
 
@@ -43,3 +48,83 @@ def test_images_that_do_not_fill_rows_are_refused(n, columns):
 def test_what_is_not_an_image_is_refused(shape):
     with pytest.raises(UserError, match="grey.*RGB"):
         tile(torch.zeros(shape), 2)
+
+
+def pixels_of(png):
+    "[H, W, channels] in [0, 1] of the bytes of a PNG that has been checked to be one."
+    with Image.open(BytesIO(png)) as image:
+        assert image.format == "PNG"
+        image.verify()
+    with Image.open(BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB")) / 255
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scale", [1, 3])
+def test_every_pixel_is_a_square_of_its_brightness(channels, scale):
+    images = numbered(4, channels, 3, 5)
+    array, expected = pixels_of(png_grid(images, 2, scale)), tile(images, 2).reshape(7, 11, channels)
+    assert array.shape == (7 * scale, 11 * scale, 3)
+    expected = np.broadcast_to(expected, (7, 11, 3))
+    for y in range(scale):
+        for x in range(scale):
+            np.testing.assert_allclose(array[y::scale, x::scale], expected, atol=0.501 / 255)
+
+
+def test_names_stand_in_margins_and_leave_the_images_as_they_are():
+    images = numbered(4, 1, 3, 5)
+    plain, named = (np.asarray(Image.open(BytesIO(png_grid(images, 2, 3, *names))))
+                    for names in ((), (["above", "below"], ["A", "B"])))
+    assert named.shape[0] > plain.shape[0] and named.shape[1] > plain.shape[1]
+    assert (named[-plain.shape[0]:, -plain.shape[1]:] == plain).all()
+    assert (named[:, : -plain.shape[1]] < 128).any() and (named[: -plain.shape[0]] < 128).any(), (
+        "something is written in both margins"
+    )
+
+
+@pytest.mark.parametrize("scale", [0, -1])
+def test_a_scale_below_one_is_refused(scale):
+    with pytest.raises(UserError, match=f"scale={scale} is not possible; allowed: 1 or more"):
+        png_grid(numbered(2, 1, 2, 2), 2, scale)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_saved_images_come_back_pixel_by_pixel(channels, tmp_path):
+    images, path = numbered(4, channels, 3, 5), tmp_path / "images.png"
+    save_images(images, path, columns=2, scale=3)
+    array = pixels_of(path.read_bytes())
+    assert array.shape == (3 * 7, 3 * 11, 3)
+    expected = tile(images, 2).reshape(7, 11, channels)
+    for offset in range(3):  # every pixel is three pixels wide and high
+        np.testing.assert_allclose(array[offset::3, offset::3], np.broadcast_to(expected, (7, 11, 3)), atol=0.501 / 255)
+
+
+@pytest.mark.parametrize("name", ["a.png", "without_ending", "wrong.jpg"])
+def test_the_file_is_a_png_of_exactly_the_name_given(name, tmp_path):
+    save_images(numbered(2, 1, 4, 4), tmp_path / name, 2)
+    pixels_of((tmp_path / name).read_bytes())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "images.png"
+    save_images(numbered(2, 1, 4, 4), path, 2)
+    before = path.read_bytes()
+
+    def half(file, content):
+        with open(file, "wb") as opened:
+            opened.write(content[:len(content) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(KeyboardInterrupt):
+        save_images(-numbered(2, 1, 4, 4), path, 2)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_mistakes_leave_no_file(tmp_path):
+    with pytest.raises(UserError, match="5 images in 2 columns"):
+        save_images(numbered(5, 1, 4, 4), tmp_path / "a.png", 2)
+    with pytest.raises(UserError, match="scale=0"):
+        save_images(numbered(4, 1, 4, 4), tmp_path / "a.png", 2, scale=0)
+    assert list(tmp_path.iterdir()) == []

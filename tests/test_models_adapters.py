@@ -18,43 +18,6 @@ from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from torch import nn
 
 
-def test_each_token_of_the_stem_sees_its_own_part_of_the_image():
-    torch.manual_seed(0)
-    stem = ConvPreprocessor((1, 16, 16), channels=(8, 8), num_bands=2).eval()
-    image = torch.randn(1, 1, 16, 16)
-    before, moved = stem(image), image.clone()
-    moved[..., 0, 0] += 5                                                       # the upper left corner
-    changed = (stem(moved) - before).abs().amax(-1).view(4, 4) > 0
-    assert (
-        before.shape == (1, 16, stem.token_dim) and changed[0, 0] and not changed[3].any() and not changed[:, 3].any()
-    )
-
-
-def test_a_stem_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="a patch of 8 pixels .* 12×12"):
-        ConvPreprocessor((1, 12, 12))
-    with pytest.raises(UserError, match="channels="):
-        ConvPreprocessor((1, 8, 8), channels=())
-    with pytest.raises(UserError, match=r"\(1, 4, 8\)"):
-        ConvPreprocessor((1, 8, 8), channels=(8,))(torch.zeros(1, 1, 4, 8))
-
-
-def test_a_projection_is_a_linear_map_of_each_token():
-    torch.manual_seed(0)
-    projected, image = Projected((3, 8, 8), partial(ImagePreprocessor, patch_size=4), dim=24), torch.randn(2, 3, 8, 8)
-    assert projected.inner.token_dim == 48 + 26 and projected.token_dim == 24
-    torch.testing.assert_close(
-        projected(image), projected.inner(image) @ projected.project.weight.T + projected.project.bias
-    )
-
-
-def test_a_projection_hands_on_what_is_padding():
-    torch.manual_seed(0)
-    projected = Projected((12,), lambda shape: TextPreprocessor(*shape, dim=8), dim=24)
-    tokens, mask = projected(projected.inner.encode(["four", "eight so"]))
-    assert tokens.shape == (2, 12, 24) and mask.sum(1).tolist() == [4, 8]
-
-
 SHAPES = [(1, 8, 8), (3, 12, 8), (2, 4, 20)]  # square, tall, wide
 
 
@@ -70,11 +33,10 @@ def test_patches_put_back_are_the_image(shape, patch_size):
     channels, height, width = shape
     assert tokens.shape == (2, height * width // patch_size**2, channels * patch_size**2 + 2 * (2 * 3 + 1))
     back = torch.empty_like(image)
-    for i, row in enumerate(tokens.unbind(dim=1)):  # written out, so as not to test einops against itself
+    for i, token in enumerate(tokens.unbind(dim=1)):  # written out, so as not to test einops against itself
         y, x = (patch_size * n for n in divmod(i, width // patch_size))
-        back[:, :, y : y + patch_size, x : x + patch_size] = row[:, : channels * patch_size**2].view(
-            2, channels, patch_size, patch_size
-        )
+        patch = token[:, : channels * patch_size**2].view(2, channels, patch_size, patch_size)
+        back[:, :, y : y + patch_size, x : x + patch_size] = patch
     torch.testing.assert_close(back, image, rtol=0, atol=0)
 
 
@@ -86,7 +48,9 @@ def test_the_position_channels_tell_every_patch_apart_and_ignore_the_image():
     assert torch.pdist(preprocess.positions).min() > 0.1
 
 
-@pytest.mark.parametrize("shape,patch_size", [((1, 28, 28), 3), ((1, 8, 12), 8), ((1, 12, 8), 8), ((1, 8, 8), 0), ((1, 8, 8), -2)])
+@pytest.mark.parametrize(
+    "shape,patch_size", [((1, 28, 28), 3), ((1, 8, 12), 8), ((1, 12, 8), 8), ((1, 8, 8), 0), ((1, 8, 8), -2)]
+)
 def test_a_patch_that_does_not_fit_is_refused(shape, patch_size):
     with pytest.raises(UserError, match=f"{patch_size} pixels.*{shape[1]}×{shape[2]}.*divides"):
         ImagePreprocessor(shape, patch_size)
@@ -95,6 +59,49 @@ def test_a_patch_that_does_not_fit_is_refused(shape, patch_size):
 def test_an_image_of_another_shape_is_refused():
     with pytest.raises(UserError, match=r"\(1, 8, 12\).*\(1, 8, 8\)"):
         ImagePreprocessor((1, 8, 8), 2)(torch.zeros(1, 1, 8, 12))
+
+
+def test_a_changed_pixel_changes_the_token_of_its_patch_alone():
+    preprocess, image = ImagePreprocessor((1, 12, 8), patch_size=4), random_image((1, 12, 8), batch=1)
+    changed = image.clone()
+    changed[..., 9, 2] += 1  # third row of patches, first column
+    differs = (preprocess(changed) != preprocess(image)).any(dim=-1)[0]
+    assert differs.nonzero().flatten().tolist() == [4]
+
+
+def test_each_token_of_the_stem_sees_its_own_part_of_the_image():
+    torch.manual_seed(0)
+    stem = ConvPreprocessor((1, 16, 16), channels=(8, 8), num_bands=2).eval()
+    image = torch.randn(1, 1, 16, 16)
+    before, moved = stem(image), image.clone()
+    moved[..., 0, 0] += 5                                                       # the upper left corner
+    changed = (stem(moved) - before).abs().amax(-1).view(4, 4) > 0
+    assert before.shape == (1, 16, stem.token_dim)
+    assert changed[0, 0] and not changed[3].any() and not changed[:, 3].any()
+
+
+def test_a_stem_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="a patch of 8 pixels .* 12×12"):
+        ConvPreprocessor((1, 12, 12))
+    with pytest.raises(UserError, match="channels="):
+        ConvPreprocessor((1, 8, 8), channels=())
+    with pytest.raises(UserError, match=r"\(1, 4, 8\)"):
+        ConvPreprocessor((1, 8, 8), channels=(8,))(torch.zeros(1, 1, 4, 8))
+
+
+def test_a_projection_is_a_linear_map_of_each_token():
+    torch.manual_seed(0)
+    projected, image = Projected((3, 8, 8), partial(ImagePreprocessor, patch_size=4), dim=24), torch.randn(2, 3, 8, 8)
+    assert projected.inner.token_dim == 48 + 26 and projected.token_dim == 24
+    by_hand = projected.inner(image) @ projected.project.weight.T + projected.project.bias
+    torch.testing.assert_close(projected(image), by_hand)
+
+
+def test_a_projection_hands_on_what_is_padding():
+    torch.manual_seed(0)
+    projected = Projected((12,), lambda shape: TextPreprocessor(*shape, dim=8), dim=24)
+    tokens, mask = projected(projected.inner.encode(["four", "eight so"]))
+    assert tokens.shape == (2, 12, 24) and mask.sum(1).tolist() == [4, 8]
 
 
 def silenced_core(query_dim, query_residual):
@@ -129,9 +136,8 @@ def test_queries_have_one_row_per_place_and_only_the_input_query_looks_at_the_im
     changed[0, 4] += 1
     different = (by_input(changed) != asked).any(dim=-1)
     assert different.nonzero().tolist() == [[0, 4]], "a query looks at the token of its own place and image alone"
-    assert torch.pdist(by_input(torch.zeros_like(tokens))[0]).min() > 0.01, (
-        "equal tokens at different places ask differently"
-    )
+    equal = by_input(torch.zeros_like(tokens))[0]
+    assert torch.pdist(equal).min() > 0.01, "equal tokens at different places ask differently"
 
 
 def test_learned_queries_are_the_same_for_every_input_and_are_learned():
@@ -209,7 +215,7 @@ def test_the_conv_adapter_spreads_each_token_over_the_cells_it_came_from():
         nn.init.zeros_(adapter.from_position.weight)
         nn.init.zeros_(adapter.from_position.bias)
         seen, condition = [], torch.zeros(2, 4)
-        adapter.head.register_forward_pre_hook(lambda part, args: seen.append(args[0]))
+        adapter.head.register_forward_pre_hook(lambda part, args, seen=seen: seen.append(args[0]))
         tokens, skip = adapter.tokens(random_image(shape), condition)
         assert tokens.shape == (2, shape[1] * shape[2] // 4, adapter.token_dim) and skip.shape == (2, 16, *shape[1:])
         adapter.image(tokens, skip, condition)

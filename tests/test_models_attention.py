@@ -21,18 +21,16 @@ def look_up(query: list[float], keys: list[list[float]], values: list[list[float
     return [sum(weight * value[i] for weight, value in zip(weights, values)) for i in range(len(values[0]))]
 
 
-# [B, H, Q, M]
 def attention_weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    "How much each query reads of each key."
+    "How much each query reads of each key, [B, H, Q, M]."
     return naive_attention(q, k, torch.eye(k.shape[-2], dtype=k.dtype).expand(*k.shape[:-2], -1, -1), mask)
 
 
 def random_qkv(queries: int = 5, context: int = 7, dim: int = 8, seed: int = 0) -> tuple[torch.Tensor, ...]:
     "Queries, keys and values of two samples and three heads, that want gradients."
     generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        torch.randn(2, 3, n, dim, generator=generator, requires_grad=True) for n in (queries, context, context)
-    )
+    return tuple(torch.randn(2, 3, n, dim, generator=generator, requires_grad=True)
+                 for n in (queries, context, context))
 
 
 def test_attention_is_the_soft_look_up():
@@ -95,10 +93,8 @@ def naive_layer(
     "What an `Attention` layer computes, from its weights, head after head."
     k, v = layer.to_kv(x if context is None else context).chunk(2, dim=-1)
     mask = None if mask is None else mask[:, None, None, :]
-    heads = [
-        naive_attention(*(y[:, None] for y in head), mask)[:, 0]
-        for head in zip(*(y.chunk(layer.num_heads, dim=-1) for y in (layer.to_q(x), k, v)))
-    ]
+    heads = [naive_attention(*(y[:, None] for y in head), mask)[:, 0]
+             for head in zip(*(y.chunk(layer.num_heads, dim=-1) for y in (layer.to_q(x), k, v)))]
     return layer.to_out(torch.cat(heads, dim=-1))
 
 
@@ -121,9 +117,8 @@ def test_a_layer_is_the_naive_one_with_the_gradients_of_all_weights(num_heads, c
         mask = torch.arange(5 if context is None else 7) < torch.tensor([[3], [5]]) if masked else None
         out = forward(layer, x, context, mask)
         out.square().sum().backward()
-        results.append(
-            [out, x.grad, *([] if context is None else [context.grad]), *(p.grad for p in layer.parameters())]
-        )
+        inputs = [x] if context is None else [x, context]
+        results.append([out, *(wanted.grad for wanted in (*inputs, *layer.parameters()))])
     for fast, naive in zip(*results, strict=True):
         torch.testing.assert_close(fast, naive, rtol=1e-4, atol=1e-5)
 
@@ -154,7 +149,8 @@ def test_heads_that_do_not_divide_the_width_are_explained(dim, num_heads):
         Attention(dim, num_heads=num_heads)
 
 
-@pytest.mark.parametrize("mask", [torch.ones(2, 7), torch.ones(2, 7, dtype=torch.long), torch.ones(2, 5, dtype=torch.bool), torch.ones(7, dtype=torch.bool)])
+@pytest.mark.parametrize("mask", [torch.ones(2, 7), torch.ones(2, 7, dtype=torch.long),
+                                  torch.ones(2, 5, dtype=torch.bool), torch.ones(7, dtype=torch.bool)])
 def test_a_mask_of_another_kind_or_shape_is_explained(mask):
     layer, x, context = random_layer(context_dim=11)
     with pytest.raises(UserError, match=r"a mask of .*torch.bool of shape \(2, 7\)"):
@@ -164,9 +160,8 @@ def test_a_mask_of_another_kind_or_shape_is_explained(mask):
 def test_cross_attention_does_not_depend_on_the_order_of_the_context():
     layer, x, context = random_layer(context_dim=11)
     mask, order = torch.rand(2, 7) < 0.7, torch.randperm(7)
-    torch.testing.assert_close(
-        layer(x, context[:, order], mask[:, order]), layer(x, context, mask), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(layer(x, context[:, order], mask[:, order]), layer(x, context, mask),
+                               rtol=1e-5, atol=1e-5)
 
 
 def test_self_attention_shuffles_its_output_as_its_input():
@@ -255,17 +250,9 @@ def test_a_block_with_heads_that_do_not_divide_is_explained():
 def peer_layer(context_dim: int | None, residual: bool) -> PerceiverLayer:
     "A Perceiver layer of transformers, 16 channels and 4 heads, all parameters random."
     torch.manual_seed(0)
-    layer = PerceiverLayer(
-        PerceiverConfig(hidden_act="gelu"),
-        is_cross_attention=context_dim is not None,
-        qk_channels=16,
-        v_channels=16,
-        num_heads=4,
-        q_dim=16,
-        kv_dim=context_dim or 16,
-        widening_factor=4,
-        use_query_residual=residual,
-    ).eval()
+    layer = PerceiverLayer(PerceiverConfig(hidden_act="gelu"), is_cross_attention=context_dim is not None,
+                           qk_channels=16, v_channels=16, num_heads=4, q_dim=16, kv_dim=context_dim or 16,
+                           widening_factor=4, use_query_residual=residual).eval()
     with torch.no_grad():
         for p in layer.parameters():
             p.normal_(std=0.5)
@@ -286,9 +273,8 @@ def copy_of(peer: PerceiverLayer, context_dim: int | None, residual: bool) -> Bl
     ]
     for mine, other in pairs:
         mine.load_state_dict(other.state_dict())
-    block.attention.to_kv.load_state_dict(
-        {name: torch.cat([getattr(theirs.key, name), getattr(theirs.value, name)]) for name in ("weight", "bias")}
-    )
+    both = {name: torch.cat([getattr(theirs.key, name), getattr(theirs.value, name)]) for name in ("weight", "bias")}
+    block.attention.to_kv.load_state_dict(both)
     return block
 
 
@@ -300,11 +286,8 @@ def test_a_block_is_the_perceiver_layer_of_transformers(context_dim, masked, res
     block = copy_of(peer, context_dim, residual)
     x, context = torch.randn(2, 5, 16), None if context_dim is None else torch.randn(2, 7, context_dim)
     mask = torch.arange(5 if context is None else 7) < torch.tensor([[3], [5]]) if masked else None
-    added = (
-        None
-        if mask is None
-        else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None, :]
-    )
+    added = (None if mask is None
+             else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None, :])
     with torch.no_grad():
         theirs = peer(x, added, inputs=context, inputs_mask=added)[0]
         ours, _ = block(x, context, mask)

@@ -75,14 +75,14 @@ def test_every_channel_stays_within_one_and_every_wave_keeps_its_length():
 
 def test_one_rate_means_the_same_rate_for_each_axis():
     positions = grid_positions((4, 6))
-    torch.testing.assert_close(
-        fourier_encode(positions, 3, 6), fourier_encode(positions, 3, (6.0, 6.0)), rtol=0, atol=0
-    )
+    torch.testing.assert_close(fourier_encode(positions, 3, 6), fourier_encode(positions, 3, (6.0, 6.0)),
+                               rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_bands, max_freq, message", [
     (4, (8.0, 8.0, 8.0), "max_freq with 3 values for positions of 2 axes"), (4, (8.0,), "max_freq with 1 values"),
-    (-1, 8, "num_bands=-1"), (4, 0, "max_freq=0 "), (4, float("nan"), "max_freq=nan"), (4, (8.0, float("inf")), "max_freq=inf"),
+    (-1, 8, "num_bands=-1"), (4, 0, "max_freq=0 "), (4, float("nan"), "max_freq=nan"),
+    (4, (8.0, float("inf")), "max_freq=inf"),
 ])
 def test_a_wrong_band_or_rate_is_explained(num_bands, max_freq, message):
     with pytest.raises(UserError, match=message):
@@ -95,9 +95,8 @@ def test_the_similarity_of_two_waves_depends_on_their_distance_alone():
     for lag in range(20):
         along = gram.diagonal(lag)
         torch.testing.assert_close(along, along[:1].expand_as(along), rtol=0, atol=1e-4)
-        expected = sum(
-            math.cos(math.pi * f * 2 * lag / 20) for f in torch.linspace(1, 10, 7, dtype=torch.double).tolist()
-        )
+        expected = sum(math.cos(math.pi * f * 2 * lag / 20)
+                       for f in torch.linspace(1, 10, 7, dtype=torch.double).tolist())
         assert abs(along[0].item() - expected) < 1e-4
     assert (gram.argmax(dim=1) == torch.arange(20)).all(), "nothing is more similar to a point than itself"
 
@@ -137,10 +136,8 @@ def test_end_points_with_one_less_than_their_number_are_not_aliased():
 
 def test_each_axis_has_the_bands_of_its_own_rate():
     code = fourier_encode(grid_positions((8, 32)).double(), 4, (8.0, 32.0)).view(8, 32, -1)
-    rows, columns = (
-        fourier_encode(grid_positions((8,)).double(), 4, 8),
-        fourier_encode(grid_positions((32,)).double(), 4, 32),
-    )
+    rows, columns = (fourier_encode(grid_positions((8,)).double(), 4, 8),
+                     fourier_encode(grid_positions((32,)).double(), 4, 32))
     together = lambda a, b: torch.cat([torch.cat([p, q]) for p, q in zip(a.split([1, 4, 4]), b.split([1, 4, 4]))])
     for y, x in [(0, 0), (3, 17), (7, 31)]:
         torch.testing.assert_close(code[y, x], together(rows[y], columns[x]), rtol=0, atol=1e-12)

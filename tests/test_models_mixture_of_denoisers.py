@@ -44,9 +44,9 @@ def test_each_image_is_denoised_by_the_expert_of_its_interval():
     net = mixture(IntervalRouter).eval()
     x, t, label = batch()
     y, (routing,) = net(x, t, label, return_routing=True)
-    assert routing.expert_ids.flatten().tolist() == [int(level) // 250 for level in t]
-    for i, level in enumerate(t.tolist()):
-        assert_close(y[i:i + 1], net.experts[level // 250](x[i:i + 1], t[i:i + 1], label[i:i + 1]))
+    assert routing.expert_ids.flatten().tolist() == [int(time) // 250 for time in t]
+    for i, time in enumerate(t.tolist()):
+        assert_close(y[i:i + 1], net.experts[time // 250](x[i:i + 1], t[i:i + 1], label[i:i + 1]))
     assert_close(routing.probs.gather(1, routing.expert_ids), torch.ones(12, 1))
 
 
@@ -58,9 +58,11 @@ def test_soft_borders_are_for_training_only_and_as_soft_as_asked():
     assert set(router.eval()(t, t).expert_ids.flatten().tolist()) == {1}
 
 
-@pytest.mark.parametrize("intervals", [[[0, 500], [600, 1000]], [[0, 600], [500, 1000]], [[100, 500], [500, 1000]], [[0, 500], [500, 900]],
-                                       [[500, 1000], [0, 500]], [[0, 0], [0, 1000]], [[0, 1000], [1000]]])
-def test_intervals_that_do_not_cover_all_noise_levels_are_refused(intervals):
+@pytest.mark.parametrize("intervals", [
+    [[0, 500], [600, 1000]], [[0, 600], [500, 1000]], [[100, 500], [500, 1000]], [[0, 500], [500, 900]],
+    [[500, 1000], [0, 500]], [[0, 0], [0, 1000]], [[0, 1000], [1000]],
+])
+def test_intervals_that_do_not_cover_all_timesteps_are_refused(intervals):
     with pytest.raises(UserError, match=r"intervals=.* cover \[0, 1000\) .*For example \[\[0, 500\], \[500, 1000\]\]"):
         IntervalRouter(10, 2, intervals=intervals)
 
@@ -80,7 +82,7 @@ def test_other_mistakes_of_intervals():
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_the_learned_router_looks_at_the_noise_level_alone_and_is_taught_by_the_loss(top_k):
+def test_the_learned_router_looks_at_the_timestep_alone_and_is_taught_by_the_loss(top_k):
     net = mixture(partial(NoiseRouter, top_k=top_k))
     x, t, label = batch()
     _, (routing,) = net(x, t, label, return_routing=True)
@@ -90,44 +92,39 @@ def test_the_learned_router_looks_at_the_noise_level_alone_and_is_taught_by_the_
     assert net.router.router.gate.weight.grad.abs().max() > 0
 
 
-def test_a_class_is_always_sent_to_the_same_experts_and_closed_ones_are_never_asked():
+def test_a_class_is_always_sent_to_the_same_experts_and_never_to_closed_ones():
     net = mixture(LabelRouter).eval()
     x, t, label = batch()
-    net.router.open[3, 1:] = False                                     # class 3 may ask the first expert only
+    net.router.open[3, 1:] = False                                     # class 3 may be routed to the first expert only
     y, (routing,) = net(x, t, label, return_routing=True)
     assert routing.expert_ids[3].tolist() == [0, -1] and routing.weight[3].tolist() == [1, 0]
     assert_close(y[3:4], net.experts[0](x[3:4], t[3:4], label[3:4]))
     assert torch.equal(routing.expert_ids[0], routing.expert_ids[11]), "both are of class 0"
     a, b = routing.expert_ids[1].tolist()
-    assert_close(
-        y[1], sum(w * net.experts[e](x[1:2], t[1:2], label[1:2])[0] for e, w in zip((a, b), routing.weight[1]))
-    )
+    parts = [w * net.experts[e](x[1:2], t[1:2], label[1:2])[0] for e, w in zip((a, b), routing.weight[1])]
+    assert_close(y[1], sum(parts))
 
 
 def test_only_the_chosen_experts_are_computed():
     cost = lambda k: count_flops(lambda: mixture(partial(LabelRouter, top_k=k)).eval()(*batch()))
-    assert cost(4) == pytest.approx(4 * cost(1), rel=0.01) and cost(2) == pytest.approx(2 * cost(1), rel=0.01), (
-        "but for the positions, which each expert looks up once"
-    )
+    for k in (2, 4):
+        assert cost(k) == pytest.approx(k * cost(1), rel=0.01), "but for the positions, which each expert looks up once"
 
 
 def test_with_all_experts_the_mixture_is_the_dense_ensemble():
     net = mixture(partial(LabelRouter, top_k=4)).eval()
     x, t, label = batch()
     weight = net.router.table[label].softmax(-1)
-    assert_close(
-        net(x, t, label),
-        sum(weight[:, e, None, None, None] * expert(x, t, label) for e, expert in enumerate(net.experts)),
-    )
+    parts = [weight[:, e, None, None, None] * expert(x, t, label) for e, expert in enumerate(net.experts)]
+    assert_close(net(x, t, label), sum(parts))
 
 
 @pytest.mark.parametrize("bad", [11, -1])
 def test_a_condition_outside_the_classes_is_refused(bad):
     x, t, label = batch()
     label[4] = bad
-    with pytest.raises(
-        UserError, match=f"a condition of .*{bad}.* 0 to 9, the classes of the router, and 10 for no label"
-    ):
+    message = f"a condition of .*{bad}.* 0 to 9, the classes of the router, and 10 for no label"
+    with pytest.raises(UserError, match=message):
         mixture(LabelRouter)(x, t, label)
 
 
@@ -146,9 +143,8 @@ def test_a_mixture_is_a_denoiser_like_any_other(router):
 def trained_on_eight():
     "A mixture of three experts for eight classes."
     torch.manual_seed(0)
-    return MixtureOfDenoisers(
-        (1, 8, 8), 8, partial(LabelRouter, top_k=2), [partial(tiny, seed=i) for i in range(3)]
-    ).eval()
+    experts = [partial(tiny, seed=i) for i in range(3)]
+    return MixtureOfDenoisers((1, 8, 8), 8, partial(LabelRouter, top_k=2), experts).eval()
 
 
 def test_a_new_expert_changes_nothing_for_the_old_classes_guided_or_not():
@@ -156,10 +152,9 @@ def test_a_new_expert_changes_nothing_for_the_old_classes_guided_or_not():
     grown = add_expert(old, tiny(num_classes=2, seed=9))
     seeds = [(0, i) for i in range(8)]
     for scale in (0.0, 1.0, 3.0):
-        draw = lambda net: DDIM(steps=4, guidance_scale=scale).sample(
-            net, Diffusion(), torch.arange(8), (1, 8, 8), seeds
-        )
-        assert torch.equal(draw(grown), draw(old)), "to the last bit"
+        sampler = DDIM(steps=4, guidance_scale=scale)
+        drawn = [sampler.sample(net, Diffusion(), torch.arange(8), (1, 8, 8), seeds) for net in (grown, old)]
+        assert torch.equal(*drawn), "to the last bit"
 
 
 def test_new_classes_are_denoised_by_the_new_expert_alone():
@@ -173,9 +168,7 @@ def test_new_classes_are_denoised_by_the_new_expert_alone():
 
 def test_an_expert_that_is_still_routed_to_cannot_be_removed():
     grown = add_expert(trained_on_eight(), tiny(num_classes=2, seed=9))
-    with pytest.raises(
-        UserError, match=r"removing expert 3, which is still routed to by the classes 8, 9, .*Close it first"
-    ):
+    with pytest.raises(UserError, match=r"removing expert 3, which is still routed to by the classes 8, 9, .*Close it"):
         remove_expert(grown, 3)
     closed = trained_on_eight()
     closed.router.open[:, 1] = False
@@ -185,7 +178,22 @@ def test_an_expert_that_is_still_routed_to_cannot_be_removed():
         remove_expert(closed, 7)
 
 
-def test_an_expert_is_never_asked_for_a_class_that_is_not_its_own():
+def test_a_mixture_that_is_routed_by_something_else_cannot_grow_or_shrink():
+    for change in (lambda net: add_expert(net, tiny()), lambda net: remove_expert(net, 0)):
+        with pytest.raises(UserError, match="a mixture with a IntervalRouter .* one with a LabelRouter"):
+            change(mixture(IntervalRouter))
+
+
+def test_the_mixture_that_grows_is_left_as_it_is_and_shares_its_experts():
+    old = trained_on_eight()
+    before = {name: value.clone() for name, value in old.state_dict().items()}
+    grown = add_expert(old, tiny(num_classes=2, seed=9))
+    assert old.num_classes == 8 and all(torch.equal(value, before[name]) for name, value in old.state_dict().items())
+    assert all(new.denoiser is expert for new, expert in zip(grown.experts, old.experts))
+    assert not grown.training and add_expert(old.train(), tiny(num_classes=1)).training
+
+
+def test_an_expert_is_never_activated_by_a_class_that_is_not_its_own():
     expert, (x, t, _) = ForClasses((1, 8, 8), 8, tiny, [3, 5]), batch(2)
     assert_close(expert(x, t, torch.tensor([5, 8])), expert.denoiser(x, t, torch.tensor([1, 2])))
     with pytest.raises(UserError, match="class 4"):

@@ -1,16 +1,15 @@
 # Made from nbs/24_modalities.ipynb by `pmd-dev tests`. Edit the notebook.
 import pytest
 import torch
+from functools import partial
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.models.adapters import ImagePreprocessor
 from perceiver_moe_diffusion.models.adapters import LearnedQuery
+from perceiver_moe_diffusion.models.modalities import ImageAndText
 from perceiver_moe_diffusion.models.modalities import MultiModalPreprocessor
 from perceiver_moe_diffusion.models.modalities import TextPreprocessor
+from perceiver_moe_diffusion.models.modalities import text_preprocessor
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
-
-
-def random_image(shape, batch=2, seed=0):
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def decode(ids):
@@ -46,12 +45,22 @@ def test_mistakes_with_texts_are_named():
         TextPreprocessor(0)
 
 
+def test_a_token_is_the_embedding_of_its_byte_and_of_its_place():
+    text = TextPreprocessor(4, dim=8)
+    tokens, _ = text(torch.tensor([[97, 98, 97]]))
+    torch.testing.assert_close(tokens[0, 2], text.byte.weight[97] + text.position[2])
+    torch.testing.assert_close(tokens[0, 2] - tokens[0, 0], text.position[2] - text.position[0])
+
+
+def random_image(shape, batch=2, seed=0):
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+
+
 def mixed_model(seed=0):
-    "A multi-modal preprocessor and a function from its inputs to the answers of one core."
+    "A multi-modal preprocessor and a function from its inputs to the outputs of one core."
     torch.manual_seed(seed)
-    both = MultiModalPreprocessor(
-        {"image": ImagePreprocessor((1, 4, 6), patch_size=2), "text": TextPreprocessor(6, dim=16)}
-    )
+    image, text = ImagePreprocessor((1, 4, 6), patch_size=2), TextPreprocessor(6, dim=16)
+    both = MultiModalPreprocessor({"image": image, "text": text})
     core, query = PerceiverIO(both.token_dim, 8, dim=16, num_latents=3, depth=1, num_heads=2), LearnedQuery(8, 2)
 
     def answer(inputs, present=None):
@@ -121,7 +130,9 @@ def test_the_type_vector_tells_equal_tokens_apart():
     assert twins.token_dim == width + 4 and (left[..., width:] != right[..., width:]).all()
 
 
-@pytest.mark.parametrize("inputs,present", [({"audio": 0}, None), ({}, None), ({"image": 0}, {"txt": 0}), ({"image": 0, "sound": 0}, None)])
+@pytest.mark.parametrize(
+    "inputs,present", [({"audio": 0}, None), ({}, None), ({"image": 0}, {"txt": 0}), ({"image": 0, "sound": 0}, None)]
+)
 def test_an_unknown_modality_is_refused_with_the_known_ones(inputs, present):
     both, _ = mixed_model()
     with pytest.raises(UserError, match=r"\['image', 'text'\]"):
@@ -131,3 +142,24 @@ def test_an_unknown_modality_is_refused_with_the_known_ones(inputs, present):
 def test_types_need_a_channel():
     with pytest.raises(UserError, match="min_type_dim=0"):
         MultiModalPreprocessor({"image": ImagePreprocessor((1, 4, 4))}, min_type_dim=0)
+
+
+def test_a_text_preprocessor_is_made_for_the_shape_of_its_data():
+    text = text_preprocessor((9,), dim=24)
+    assert isinstance(text, TextPreprocessor) and text.max_length == 9 and text.token_dim == 24
+    with pytest.raises(UserError, match=r"shape image \(1, 4, 6\), text \(6,\) for model/preprocessor=text"):
+        text_preprocessor({"image": (1, 4, 6), "text": (6,)})
+
+
+@pytest.mark.parametrize("shown, hidden", [("image", "text"), ("text", "image")])
+def test_what_is_not_shown_is_as_if_it_were_not_there(shown, hidden):
+    torch.manual_seed(0)
+    shape, patches = {"image": (1, 4, 6), "text": (6,)}, partial(ImagePreprocessor, patch_size=2)
+    both = ImageAndText(shape, patches, dim=16, shown=[shown])
+    core, query = PerceiverIO(both.token_dim, 8, dim=16, num_latents=3, depth=1, num_heads=2), LearnedQuery(8)
+    inputs = mixed_inputs(both)
+    tokens, mask = both(inputs)
+    alone, mask_alone = both({shown: inputs[shown]})
+    expected = core(alone, query(alone), mask_alone).output
+    torch.testing.assert_close(core(tokens, query(tokens), mask).output, expected)
+    assert mask.shape == (3, 6 + 6) and mask.sum() == mask_alone.sum() > 0

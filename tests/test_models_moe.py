@@ -1,4 +1,5 @@
 # Made from nbs/30_moe.ipynb by `pmd-dev tests`. Edit the notebook.
+import math
 import pytest
 import torch
 from perceiver_moe_diffusion.core import UserError
@@ -10,14 +11,18 @@ from perceiver_moe_diffusion.models.moe import Routing
 from perceiver_moe_diffusion.models.moe import TopKRouter
 from perceiver_moe_diffusion.models.moe import balance_loss
 from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.moe import combine
 from perceiver_moe_diffusion.models.moe import dispatch
+from perceiver_moe_diffusion.models.moe import expert_load
 from perceiver_moe_diffusion.models.moe import router_z_loss
+from perceiver_moe_diffusion.models.moe import run_experts
+from perceiver_moe_diffusion.models.moe import sort_by_expert
 from torch import nn
 from torch.testing import assert_close
 
 
 def naive_moe(rows, gate, experts, top_k):
-    "y = Σ G_e(x) E_e(x), one row and one expert at a time."
+    "y = Σ G_e(x) E_e(x), one token and one expert at a time (Shazeer et al. 2017, eq. 1 and 3 to 5)."
     out = []
     for x in rows:
         logits = gate @ x
@@ -47,6 +52,93 @@ def test_renormalised_top_k_is_softmax_over_the_chosen_logits():
 def test_top_k_outside_the_experts_is_refused(top_k):
     with pytest.raises(UserError, match=f"top_k={top_k} is not possible; allowed: 1 to 4"):
         TopKRouter(6, 4, top_k)
+
+
+SIX_TOKENS = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])
+TIMES = [lambda x: 10 * x, lambda x: 100 * x, lambda x: 1000 * x]
+
+
+def six_routed() -> Routing:
+    "What a router might say of the six tokens."
+    expert_ids = torch.tensor([[2, 0], [0, 1], [2, 1], [0, 2], [1, 2], [1, -1]])
+    weight = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.6, 0.4], [0.8, 0.2], [0.7, 0.3], [1.0, 0.0]])
+    return Routing(expert_ids, weight, torch.zeros(6, 3))
+
+
+def test_sort_by_expert_lays_the_tokens_of_each_expert_side_by_side_and_in_order():
+    pairs = sort_by_expert(six_routed(), 3)
+    assert pairs.counts == [3, 4, 4]
+    assert pairs.source.tolist() == [0, 1, 3] + [1, 2, 4, 5] + [0, 2, 3, 4]
+    assert six_routed().expert_ids.flatten()[pairs.order].tolist() == [0] * 3 + [1] * 4 + [2] * 4, "no −1 is left"
+    torch.manual_seed(0)
+    routing = TopKRouter(6, 9, 3)(torch.randn(50, 6))
+    pairs = sort_by_expert(routing, 9)
+    assert sorted(pairs.order.tolist()) == list(range(150)), "every pair once"
+    assert pairs.counts == routing.counts.tolist()
+    assert torch.equal(pairs.source, pairs.order // 3)
+
+
+def test_an_expert_without_tokens_has_a_count_of_zero():
+    routing = Routing(torch.tensor([[1], [1]]), torch.ones(2, 1), torch.zeros(2, 4))
+    assert sort_by_expert(routing, 4).counts == [0, 2, 0, 0]
+
+
+def test_shapes_without_values_are_sorted_as_if_the_load_were_uniform():
+    shapes = [torch.empty(5, n, device="meta") for n in (2, 2, 4)]
+    pairs = sort_by_expert(Routing(shapes[0].long(), *shapes[1:]), 4)
+    assert pairs.counts == [3, 3, 2, 2] and pairs.source.shape == (10,)
+
+
+def test_run_experts_calls_each_expert_once_with_its_own_slice_of_every_array():
+    calls = []
+
+    def expert(number):
+        def run(x, places, factor):
+            calls.append((number, x[:, 0].tolist(), places.tolist()))
+            return factor * x
+        return run
+
+    pairs = sort_by_expert(six_routed(), 3)
+    rows = [SIX_TOKENS, torch.arange(6) + 100]
+    out = run_experts([expert(e) for e in range(3)], pairs, rows, {"factor": -1.0})
+    assert calls == [
+        (0, [1, 2, 4], [100, 101, 103]),
+        (1, [2, 3, 5, 6], [101, 102, 104, 105]),
+        (2, [1, 3, 4, 5], [100, 102, 103, 104]),
+    ]
+    assert_close(out, -SIX_TOKENS[pairs.source])
+
+
+def test_an_idle_expert_runs_on_zero_rows_only_where_gradients_are_wanted():
+    pairs = sort_by_expert(Routing(torch.tensor([[1], [1]]), torch.ones(2, 1), torch.zeros(2, 2)), 2)
+    sizes = []
+    experts = [lambda x: (sizes.append(len(x)), x)[1]] * 2
+    run_experts(experts, pairs, [torch.ones(2, 3)], {})
+    with torch.no_grad():
+        run_experts(experts, pairs, [torch.ones(2, 3)], {})
+    assert sizes == [0, 2, 2]
+
+
+def test_an_expert_that_changes_the_shape_is_named():
+    pairs = sort_by_expert(six_routed(), 3)
+    with pytest.raises(UserError, match=r"the expert Linear with an output of shape \[3, 5\] .*\[3, 1\], the shape of"):
+        run_experts([nn.Linear(1, 5)] * 3, pairs, [SIX_TOKENS], {})
+
+
+def test_combine_adds_the_weighted_outputs_to_their_tokens():
+    pairs = sort_by_expert(six_routed(), 3)
+    outputs = run_experts(TIMES, pairs, [SIX_TOKENS], {})
+    by_hand = [0.9 * 1000 + 0.1 * 10, 0.5 * 20 + 0.5 * 200, 0.6 * 3000 + 0.4 * 300,
+               0.8 * 40 + 0.2 * 4000, 0.7 * 500 + 0.3 * 5000, 1.0 * 600]
+    assert_close(combine(outputs, pairs, six_routed()).squeeze(1), torch.tensor(by_hand))
+
+
+def test_combine_weights_outputs_of_any_shape_in_their_own_precision():
+    pairs = sort_by_expert(six_routed(), 3)
+    ones = torch.ones(len(pairs.source), 2, 4, dtype=torch.bfloat16)
+    sums = combine(ones, pairs, six_routed())
+    assert sums.shape == (6, 2, 4) and sums.dtype == torch.bfloat16
+    assert_close(sums.float(), torch.ones(6, 2, 4), atol=0.01, rtol=0, msg="the weights of a token add up to 1")
 
 
 @pytest.mark.parametrize("top_k, num_experts", [(1, 4), (2, 4), (4, 4), (2, 9)])
@@ -164,8 +256,15 @@ def test_balance_loss_is_1_when_uniform_and_e_when_collapsed():
     assert_close(balance_loss(routing_of(collapsed)), torch.tensor(4.0))
 
 
+def test_a_collapse_by_a_hair_hardly_shows_in_the_balance_loss():
+    by_a_hair = torch.tensor([[0.01, 0.0, 0.0, 0.0]] * 12)
+    assert routing_of(by_a_hair).counts.tolist() == [12, 0, 0, 0]
+    assert_close(balance_loss(routing_of(by_a_hair)), 4 * by_a_hair[0].softmax(dim=0)[0])
+    assert balance_loss(routing_of(by_a_hair)) < 1.01
+
+
 def test_balance_loss_can_fall_below_1():
-    "Choices and probabilities may disagree: most rows choose expert 0 by a hair, the others are very sure of expert 1."
+    "Choices and probabilities may disagree: most tokens choose expert 0 by a hair, the others surely expert 1."
     logits = torch.tensor([[0.01, 0.0]] * 9 + [[-9.0, 9.0]] * 3)
     assert balance_loss(routing_of(logits)) < 0.9
 
@@ -185,11 +284,8 @@ def test_the_gradient_of_the_balance_loss_lowers_the_crowded_expert():
 
 def test_z_loss_by_hand():
     logits = torch.tensor([[0.0, 0.0], [1.0, 3.0]])
-    by_hand = (
-        (torch.log(torch.tensor(2.0))) ** 2
-        + torch.log(torch.exp(torch.tensor(1.0)) + torch.exp(torch.tensor(3.0))) ** 2
-    ) / 2
-    assert_close(router_z_loss(routing_of(logits)), by_hand)
+    first, second = math.log(1 + 1), math.log(math.exp(1) + math.exp(3))
+    assert_close(router_z_loss(routing_of(logits)), torch.tensor((first**2 + second**2) / 2))
 
 
 def test_noise_only_while_training():
@@ -219,3 +315,14 @@ def test_the_bias_follows_the_load_by_sign_and_counts_only_training():
     assert router.bias.tolist() == [-0.5, 0.5] and router.load.tolist() == [0, 0]
     router.eval()(rows)
     assert router.load.tolist() == [0, 0]
+
+
+def test_expert_load_is_per_layer_and_1_is_a_fair_share():
+    even, crowded = routing_of(torch.eye(4).repeat(3, 1)), routing_of(torch.eye(4)[[2] * 12])
+    load = expert_load([even, crowded])
+    assert load.dtype == torch.float64
+    assert load.tolist() == [[1, 1, 1, 1], [0, 0, 4, 0]]
+    unrouted = even._replace(expert_ids=even.expert_ids.masked_fill(even.expert_ids == 0, -1))
+    assert_close(unrouted.load, torch.tensor([0, 4, 4, 4], dtype=torch.float64) / 3)
+    with pytest.raises(UserError, match="the load of no layers"):
+        expert_load([])

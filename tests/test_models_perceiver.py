@@ -72,9 +72,9 @@ def test_shared_stages_read_again_without_new_weights():
 
 def test_a_routing_per_mixture_layer_and_none_for_dense_ones():
     moe = partial(build_moe, num_experts=4, top_k=2, router=BiasBalancedRouter)
-    seen = small(feed_forward=moe, num_stages=2)(torch.randn(2, 9, 5), torch.randn(2, 7, 8))
+    out = small(feed_forward=moe, num_stages=2)(torch.randn(2, 9, 5), torch.randn(2, 7, 8))
     # 2 stages × 2 blocks of latents, then the queries
-    assert [len(r.expert_ids) for r in seen.routings] == [12, 12, 12, 12, 14]
+    assert [len(r.expert_ids) for r in out.routings] == [12, 12, 12, 12, 14]
     assert small()(torch.randn(2, 9, 5), torch.randn(2, 7, 8)).routings == []
 
 
@@ -82,27 +82,23 @@ def test_input_layers_come_first_and_skip_the_padding():
     moe = partial(build_moe, num_experts=4, top_k=1)
     net, mask = small(input_depth=1, input_feed_forward=moe, feed_forward=moe), torch.ones(2, 9, dtype=torch.bool)
     mask[:, 5:] = False
-    assert [len(r.expert_ids) for r in net(torch.randn(2, 9, 5), torch.randn(2, 7, 8), mask).routings] == [
-        10,
-        12,
-        12,
-        14,
-    ]
+    routings = net(torch.randn(2, 9, 5), torch.randn(2, 7, 8), mask).routings
+    assert [len(r.expert_ids) for r in routings] == [10, 12, 12, 14]
 
 
 def test_extra_latents_take_part():
     net, inputs, query = small(), torch.randn(2, 9, 5), torch.randn(2, 7, 8)
     extra = torch.randn(2, 1, 16, requires_grad=True)
-    seen = net(inputs, query, extra_latents=extra)
-    assert seen.latents.shape == (2, 7, 16)
-    seen.output.square().sum().backward()
+    out = net(inputs, query, extra_latents=extra)
+    assert out.latents.shape == (2, 7, 16)
+    out.output.square().sum().backward()
     assert extra.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("options, message", [(dict(num_latents=0), "num_latents=0"), (dict(num_stages=0), "num_stages=0"),
-                                              (dict(num_heads=3), "num_heads=3")])
-def test_impossible_sizes_are_refused_with_one_sentence(options, message):
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("options", [dict(num_latents=0), dict(num_stages=0), dict(input_depth=-1), dict(num_heads=3)])
+def test_impossible_sizes_are_refused_with_one_sentence(options):
+    (name, value), = options.items()
+    with pytest.raises(UserError, match=f"{name}={value}"):
         small(**options)
 
 
@@ -126,40 +122,22 @@ def test_equals_hugging_faces_perceiver_with_its_weights():
     from transformers.models.perceiver.modeling_perceiver import PerceiverEncoder, PerceiverLayer
 
     torch.manual_seed(0)
-    config = PerceiverConfig(
-        num_latents=6,
-        d_latents=16,
-        num_blocks=1,
-        num_self_attends_per_block=2,
-        num_self_attention_heads=4,
-        num_cross_attention_heads=4,
-        cross_attention_widening_factor=4,
-        self_attention_widening_factor=4,
-        qk_channels=16,
-        v_channels=16,
-        attention_probs_dropout_prob=0.0,
-    )
+    heads = dict(num_self_attention_heads=4, num_cross_attention_heads=4)
+    sizes = dict(num_latents=6, d_latents=16, qk_channels=16, v_channels=16, num_blocks=1, num_self_attends_per_block=2)
+    widening = dict(cross_attention_widening_factor=4, self_attention_widening_factor=4)
+    config = PerceiverConfig(**sizes, **heads, **widening, attention_probs_dropout_prob=0.0)
     encoder = PerceiverEncoder(config, kv_dim=5).eval()
-    decoder = PerceiverLayer(
-        config,
-        is_cross_attention=True,
-        qk_channels=8,
-        v_channels=8,
-        num_heads=4,
-        q_dim=8,
-        kv_dim=16,
-        widening_factor=4,
-        use_query_residual=False,
-    ).eval()
-    ours = small(query_residual=False).eval()
+    decoder = PerceiverLayer(config, is_cross_attention=True, qk_channels=8, v_channels=8, num_heads=4,
+                             q_dim=8, kv_dim=16, widening_factor=4, use_query_residual=False).eval()
+    ours = small(query_residual=False, num_heads=4).eval()
     copy_block(ours.stages[0].read, encoder.cross_attention)
     copy_block(ours.stages[0].blocks[0], encoder.self_attends[0])
     copy_block(ours.stages[0].blocks[1], encoder.self_attends[1])
     copy_block(ours.decoder, decoder)
     inputs, query = torch.randn(2, 9, 5), torch.randn(2, 7, 8)
-    seen = ours(inputs, query)
+    out = ours(inputs, query)
     with torch.no_grad():
         latents = encoder(ours.latents.expand(2, -1, -1), inputs=inputs)[0]
-        answers = decoder(query, inputs=latents)[0]
-    assert_close(seen.latents, latents, atol=1e-5, rtol=1e-5)
-    assert_close(seen.output, answers, atol=1e-5, rtol=1e-5)
+        decoded = decoder(query, inputs=latents)[0]
+    assert_close(out.latents, latents, atol=1e-5, rtol=1e-5)
+    assert_close(out.output, decoded, atol=1e-5, rtol=1e-5)

@@ -4,61 +4,93 @@ import torch
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DDIM
+from perceiver_moe_diffusion.diffusion.sampling import NoiseStream
 from perceiver_moe_diffusion.pipelines.base import Pipeline
 from perceiver_moe_diffusion.pipelines.base import SamplingPipeline
 from perceiver_moe_diffusion.pipelines.base import portions
 from torch import nn
+from torch.testing import assert_close
+
+
+NAMES = ["cat", "dog", "owl"]
 
 
 def three_classes():
+    "A model of three classes."
     model = nn.Linear(2, 3)
     model.num_classes = 3
     return model
 
 
-def sampling():
-    return SamplingPipeline(three_classes(), Diffusion(100), DDIM(steps=5), ["cat", "dog", "owl"])
-
-
 def test_a_pipeline_is_where_its_model_is():
-    pipeline = Pipeline(three_classes(), ["cat", "dog", "owl"])
+    pipeline = Pipeline(three_classes(), NAMES)
     assert pipeline.device == torch.device("cpu") and pipeline.dtype == torch.float32
-    assert (
-        pipeline.to("meta") is pipeline
-        and pipeline.device.type == "meta"
-        and pipeline.labels([1, 2]).device.type == "meta"
-    )
-    pipeline = Pipeline(three_classes().double(), ["cat", "dog", "owl"])
+    assert pipeline.to("meta") is pipeline and pipeline.device.type == "meta"
+    assert pipeline.labels([1, 2]).device.type == "meta"
+    pipeline = Pipeline(three_classes().double(), NAMES)
     assert pipeline.dtype == torch.float64
 
 
-@pytest.mark.parametrize("device", ["gpu", "tpu:0", 3.5, "cuda:99"])
+def test_a_model_in_a_pipeline_is_for_use_and_not_for_training():
+    model = three_classes().train()
+    assert Pipeline(model, NAMES).model is model and not model.training
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu:0", 3.5, "cuda:99", None, ""])
 def test_a_device_that_is_not_there_is_refused(device):
-    if device == "cuda:99" and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+    pipeline = Pipeline(three_classes(), NAMES)
     with pytest.raises(UserError, match="device=.*allowed: auto, .*cpu"):
-        sampling().to(device)
+        pipeline.to(device)
+    assert pipeline.device.type == "cpu", "and the model stays where it was"
 
 
-@pytest.mark.parametrize("label", [3, -1, 0.5, [0, 3], "cat", None, [], float("nan")])
+@pytest.mark.parametrize("labels", [2, [2], (2,), torch.tensor(2), torch.tensor([[2]]), torch.tensor([2]).byte()])
+def test_labels_may_be_given_in_any_usual_way(labels):
+    assert_close(Pipeline(three_classes(), NAMES).labels(labels), torch.tensor([2]))
+
+
+@pytest.mark.parametrize("label", [3, -1, 0.5, [0, 3], "cat", None, [], float("nan"), True, 2**70, [[0], [1, 2]]])
 def test_a_label_that_the_model_lacks_is_refused(label):
     with pytest.raises(UserError, match=r"label=.*whole numbers from 0 to 2 \(cat, dog, owl\)"):
-        sampling().labels(label)
+        Pipeline(three_classes(), NAMES).labels(label)
+
+
+def test_a_name_for_each_class():
+    Pipeline(three_classes(), ["a", "b", "c"]).check()
+    with pytest.raises(UserError, match="2 names for 3 classes"):
+        Pipeline(three_classes(), ["a", "b"]).check()
+
+
+def sampling():
+    return SamplingPipeline(three_classes(), Diffusion(100), DDIM(steps=5), NAMES)
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(foo=1), "foo for the sampler DDIM is not possible; allowed: clip, eta"), (dict(steps=0), "steps=0"), (dict(steps=101), "steps=101"),
-    (dict(guidance_scale=float("nan")), "guidance_scale=nan"), (dict(guidance_scale=-1.0), "guidance_scale=-1"), (dict(eta=2), "eta=2"),
+    (dict(foo=1), "foo for the sampler DDIM is not possible; allowed: clip, eta"),
+    (dict(steps=0), "steps=0"), (dict(steps=101), "steps=101"),
+    (dict(eta=2), "eta=2"), (dict(eta=float("nan")), "eta=nan"),
+    (dict(guidance_scale=float("nan")), "guidance_scale=nan"), (dict(guidance_scale=-1.0), "guidance_scale=-1"),
 ])
 def test_a_setting_that_cannot_work_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         sampling().settings(**changes)
 
 
-@pytest.mark.parametrize("seed", [-1, 0.5, True, None, "1"])
+def test_settings_are_for_one_call():
+    pipeline = sampling()
+    assert pipeline.settings(steps=7).steps == 7 and pipeline.settings().steps == pipeline.sampler.steps == 5
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, True, None, "1", float("nan")])
 def test_a_seed_is_a_whole_number(seed):
     with pytest.raises(UserError, match="seed=.*a whole number, 0 or more"):
         sampling().seeds(seed, 2)
+
+
+def test_no_two_images_share_their_noise():
+    pairs = [pair for seed in range(3) for pair in sampling().seeds(seed, 4)]
+    noise = NoiseStream(pairs, (1, 2, 2)).draw(1)[0].flatten(1)
+    assert len(set(pairs)) == len(noise.unique(dim=0)) == 12
 
 
 def test_portions_cover_everything_once():
@@ -66,9 +98,5 @@ def test_portions_cover_everything_once():
     for size in (0, -1, 1.5):
         with pytest.raises(UserError, match="batch_size="):
             portions(7, size)
-
-
-def test_a_name_for_each_class():
-    Pipeline(three_classes(), ["a", "b", "c"]).check()
-    with pytest.raises(UserError, match="2 names for 3 classes"):
-        Pipeline(three_classes(), ["a", "b"]).check()
+    with pytest.raises(UserError, match="no examples"):
+        portions(0, 3)

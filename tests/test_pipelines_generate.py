@@ -2,62 +2,34 @@
 import pytest
 import torch
 from dataclasses import replace
+from functools import partial
 from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DDIM
 from perceiver_moe_diffusion.diffusion.sampling import DDPM
 from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
-from perceiver_moe_diffusion.pipelines.files import LOADABLE
-from perceiver_moe_diffusion.pipelines.files import from_plain
-from perceiver_moe_diffusion.pipelines.files import to_plain
+from perceiver_moe_diffusion.diffusion.sampling import NoiseStream
+from perceiver_moe_diffusion.models.adapters import ConvAdapter
+from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
+from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
-PACKAGE = "perceiver_moe_diffusion."
-SETTINGS = {
-    "model": {
-        "_target_": PACKAGE + "models.denoiser.PerceiverDenoiser",
-        "input_shape": [1, 8, 8],
-        "num_classes": 10,
-        "condition_dim": 32,
-        "adapter": {
-            "_target_": PACKAGE + "models.adapters.ConvAdapter",
-            "_partial_": True,
-            "dim": 32,
-            "stem_channels": 16,
-        },
-        "query": {"_target_": PACKAGE + "models.adapters.InputQuery", "_partial_": True},
-        "core": {
-            "_target_": PACKAGE + "models.perceiver.PerceiverIO",
-            "_partial_": True,
-            "dim": 32,
-            "num_latents": 4,
-            "depth": 1,
-            "num_heads": 2,
-            "feed_forward": {
-                "_target_": PACKAGE + "models.moe.build_moe",
-                "_partial_": True,
-                "num_experts": 4,
-                "top_k": 2,
-                "router": {"_target_": PACKAGE + "models.moe.TopKRouter", "_partial_": True},
-                "experts": [{"_target_": PACKAGE + "models.moe.MLPExpert", "_partial_": True, "mult": 2}],
-            },
-        },
-    },
-    "diffusion": {
-        "_target_": PACKAGE + "diffusion.process.Diffusion",
-        "timesteps": 100,
-        "schedule": {"_target_": PACKAGE + "diffusion.process.cosine", "_partial_": True},
-    },
-    "sampler": {"_target_": PACKAGE + "diffusion.sampling.DPMSolverPP", "steps": 4, "guidance_scale": 2.0},
-}
 NAMES = [str(i) for i in range(10)]
 
 
-def parts(settings=SETTINGS, extra=()):
-    "Denoiser, diffusion and sampler with fresh weights."
+def parts():
+    "Denoiser, diffusion and sampler; always with the same fresh weights."
     torch.manual_seed(0)
-    return [from_plain(to_plain(settings[name]), (*LOADABLE, *extra)) for name in ("model", "diffusion", "sampler")]
+    moe = partial(build_moe, num_experts=4, top_k=2)
+    core = partial(PerceiverIO, dim=32, num_latents=4, depth=1, num_heads=2, feed_forward=moe)
+    adapter = partial(ConvAdapter, dim=32, stem_channels=16)
+    model = PerceiverDenoiser((1, 8, 8), 10, adapter=adapter, core=core, condition_dim=32)
+    return model, Diffusion(timesteps=100), DPMSolverPP(steps=4, guidance_scale=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +76,66 @@ def test_a_guidance_scale_for_each_image(drawing):
         assert_close(drawn[i], drawing.sample([6, 7, 8], guidance_scale=scale)[i], atol=1e-4, rtol=0)
 
 
+class OneDevice(TorchDispatchMode):
+    "Refuses every operation whose tensors are on two devices, but for copies; numbers (tensors without axes) are free."
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        given = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x) and x.ndim > 0]
+        devices = {x.device.type for x in given}
+        assert len(devices) <= 1 or "copy" in str(operation), f"{operation} mixes {sorted(devices)}"
+        return operation(*args, **(kwargs or {}))
+
+
+SAMPLERS = pytest.mark.parametrize("sampler", [DDPM(steps=4), DDIM(steps=4, eta=1.0), DPMSolverPP(steps=4)],
+                                   ids=lambda sampler: type(sampler).__name__)
+
+
+def test_two_devices_are_noticed():
+    table, index = torch.zeros(3, 2), torch.tensor([1, 2], device="meta")
+    with OneDevice():
+        table.to("meta")[index]
+        with pytest.raises(AssertionError, match="mixes"):
+            table[index]
+
+
+@SAMPLERS
+def test_sampling_is_where_the_model_is_and_never_mixes_devices(sampler):
+    pipeline = GeneratorPipeline(*parts()[:2], sampler, NAMES).to("meta")
+    with OneDevice():
+        images = pipeline.sample([3, 1, 4], batch_size=2, guidance_rescale=0.5)
+        own_scales = pipeline.sample([3, 1, 4], guidance_scale=torch.tensor([0.0, 1.0, 2.0]), batch_size=2)
+        steps = list(pipeline.steps(torch.tensor([3, 1])))
+    assert images.shape == own_scales.shape == (3, 1, 8, 8) and len(steps) == 4
+    made = [images, own_scales, *(x for step in steps for x in (step.x, step.x0, step.eps, step.x_next))]
+    assert {x.device.type for x in made} == {"meta"} and steps[-1].x_next.shape == (2, 1, 8, 8)
+
+
+@SAMPLERS
+def test_on_the_cpu_the_same_call_gives_the_same_images(sampler):
+    first, again = (GeneratorPipeline(*parts()[:2], sampler, NAMES).to("cpu").sample([3, 1], seed=5) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card")
+@SAMPLERS
+def test_a_graphics_card_gets_the_same_noise_and_draws_the_same_images(sampler, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions in float32, as on the CPU
+    pipeline = GeneratorPipeline(*parts()[:2], sampler, NAMES)
+    on_cpu, seeds = pipeline.trajectory([3, 1], seed=5), pipeline.seeds(5, 2)
+    pipeline.to("cuda")
+    assert torch.equal(NoiseStream(seeds, (1, 8, 8), "cuda").draw(2).cpu(), NoiseStream(seeds, (1, 8, 8)).draw(2))
+    with OneDevice():
+        on_cuda = pipeline.trajectory([3, 1], seed=5)
+    assert torch.equal(on_cuda[0].x.cpu(), on_cpu[0].x), "the same noise to start from, to the bit"
+    assert on_cuda[-1].x_next.is_cuda and on_cuda[-1].x_next.shape == (2, 1, 8, 8)
+    # in the mean: where two experts are almost equally good for a token, rounding may choose the other
+    assert (on_cuda[-1].x_next.cpu() - on_cpu[-1].x_next).abs().mean() < 1e-3
+
+
+for sampler in (DDPM(steps=4), DDIM(steps=4, eta=1.0), DPMSolverPP(steps=4)):
+    test_sampling_is_where_the_model_is_and_never_mixes_devices(sampler)
+
+
 @pytest.mark.parametrize("labels", [10, -1, 3.0, True, [], [3, 10], [0.5], "three", None, [[3], [1, 2]], float("nan")])
 def test_a_label_outside_the_classes_is_refused(drawing, labels):
     with pytest.raises(UserError, match="whole numbers from 0 to 9"):
@@ -112,14 +144,23 @@ def test_a_label_outside_the_classes_is_refused(drawing, labels):
 
 @pytest.mark.parametrize("changes, said", [
     ({"guidance_scale": float("nan")}, "guidance_scale=nan"), ({"guidance_scale": -1}, "guidance_scale=-1"),
-    ({"guidance_scale": torch.tensor([1.0, float("inf")])}, "guidance_scale=inf"), ({"guidance_scale": torch.ones(3)}, "another length"),
+    ({"guidance_scale": torch.tensor([1.0, float("inf")])}, "guidance_scale=inf"),
+    ({"guidance_scale": torch.ones(3)}, "another length"),
     ({"guidance_rescale": 1.5}, "guidance_rescale=1.5"), ({"guidance_interval": [2, 1]}, "guidance_interval"),
-    ({"steps": 0}, "steps=0"), ({"steps": -1}, "steps=-1"), ({"steps": 101}, "steps=101"), ({"steps": 2.5}, "steps=2.5"),
-    ({"temperature": 1}, "temperature"), ({"eta": 1}, "eta"), ({"seed": -1}, "seed=-1"), ({"seed": 0.5}, "seed=0.5")])
+    ({"steps": 0}, "steps=0"), ({"steps": -1}, "steps=-1"), ({"steps": 101}, "steps=101"),
+    ({"steps": 2.5}, "steps=2.5"), ({"temperature": 1}, "temperature"), ({"eta": 1}, "eta"),
+    ({"seed": -1}, "seed=-1"), ({"seed": 0.5}, "seed=0.5"),
+    ({"batch_size": 0}, "batch_size=0")])
 def test_a_setting_that_cannot_work_is_refused(drawing, changes, said):
     with pytest.raises(UserError) as refused:
         drawing.sample([1, 2], **changes)
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"temperature": 1}, {"seed": -1}])
+def test_a_mistake_is_told_before_the_first_step(drawing, changes):
+    with pytest.raises(UserError):
+        drawing.steps([1, 2], **changes)  # and no step is asked for
 
 
 def test_a_refused_setting_changes_nothing(drawing):
@@ -128,3 +169,13 @@ def test_a_refused_setting_changes_nothing(drawing):
         drawing.settings(guidance_scale=5.0, steps=0)
     assert drawing.settings(guidance_scale=5.0).guidance_scale == 5.0
     assert drawing.sampler == before
+
+
+def test_parts_of_another_kind_are_refused():
+    model, diffusion, sampler = parts()
+    GeneratorPipeline(model, diffusion, sampler, NAMES).check()
+    for other in ((sampler, sampler, NAMES), (diffusion, diffusion, NAMES), (diffusion, sampler, NAMES[1:])):
+        with pytest.raises(UserError, match="a pipeline of other parts is not possible"):
+            GeneratorPipeline(model, *other).check()
+    with pytest.raises(UserError, match="steps=101"):
+        GeneratorPipeline(model, diffusion, DDIM(steps=101), NAMES).check()

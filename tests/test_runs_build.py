@@ -1,12 +1,17 @@
 # Made from nbs/83_build.ipynb by `pmd-dev tests`. Edit the notebook.
+import ast
 import copy
 import functools
 import pytest
 import torch
+from importlib import import_module
+from importlib.resources import files
 from omegaconf import OmegaConf
+from pathlib import Path
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.runs.build import build_run
 from perceiver_moe_diffusion.runs.build import instantiate_node
+from perceiver_moe_diffusion.runs.build import make_pipeline
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.train import save_model
 
@@ -26,22 +31,46 @@ def changed(changes, name="train", *more):
     return config
 
 
-@pytest.mark.parametrize("where, value, said", [
-    ("model.net.core.feed_forward.top_k", 9, "top_k=9"), ("model.net.core.num_heads", 5, "num_heads=5"), ("pipeline.sampler.steps", 5000, "1 to 1000"),
-    ("model.net.adapter.stem_channels", 12, "stem_channels=12"), ("data.batch_size", 5000, "data.batch_size=5000"), ("data.batch_size", 0, "data.batch_size=0"),
-    ("trainer.devices", 3, "data.batch_size=64 on 3 processes"), ("pipeline.sampler.guidance_interval", [2.0, 1.0], "guidance_interval")])
-def test_a_mistake_inside_a_part_is_found_and_named(where, value, said):
-    with pytest.raises(UserError) as refused:
-        build_run(changed({where: value}))
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+def refuses() -> None:
+    "A component that is given something that cannot work."
+    raise UserError("x=9 is not possible; allowed: 1 to 4.")
+
+
+def test_a_mistake_many_nodes_deep_is_still_its_own_sentence():
+    node = {"_target_": f"{__name__}.refuses"}
+    for _ in range(4):
+        node = {"_target_": "builtins.dict", "part": node}
+    with pytest.raises(UserError, match=r"^x=9 is not possible; allowed: 1 to 4\.$"):
+        instantiate_node(OmegaConf.create(node))
 
 
 def test_what_a_library_refuses_becomes_one_line():
     with pytest.raises(UserError) as refused:
         instantiate_node(changed({"trainer.precision": "seven"}).trainer)
-    assert (
-        "lightning.Trainer" in str(refused.value) and "seven" in str(refused.value) and "\n" not in str(refused.value)
-    )
+    said = str(refused.value)
+    assert "lightning.Trainer" in said and "seven" in said and "\n" not in said
+
+
+def test_what_a_node_describes_is_built_with_what_the_program_adds():
+    node = OmegaConf.create({"_target_": "builtins.dict", "sizes": [1, 2]})
+    built = instantiate_node(node, more=3)
+    assert built == {"sizes": [1, 2], "more": 3} and type(built["sizes"]) is list, "plain Python, nothing of OmegaConf"
+
+
+@pytest.mark.parametrize("where, value, said", [
+    ("model.net.core.feed_forward.top_k", 9, "top_k=9"),
+    ("model.net.core.num_heads", 5, "num_heads=5"),
+    ("pipeline.sampler.steps", 5000, "1 to 1000"),
+    ("model.net.adapter.stem_channels", 12, "stem_channels=12"),
+    ("data.batch_size", 5000, "data.batch_size=5000"),
+    ("data.batch_size", 0, "data.batch_size=0"),
+    ("trainer.devices", 3, "data.batch_size=64 on 3 processes"),
+    ("pipeline.sampler.guidance_interval", [2.0, 1.0], "guidance_interval"),
+])
+def test_a_mistake_inside_a_part_is_found_and_named(where, value, said):
+    with pytest.raises(UserError) as refused:
+        build_run(changed({where: value}))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_the_seed_decides_the_first_weights():
@@ -49,14 +78,47 @@ def test_the_seed_decides_the_first_weights():
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
 
 
+def test_building_writes_nothing_and_leaves_the_model_ready_to_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = build_run(changed({"run_dir": "run"}))
+    assert run.module.model.training and all(module.training for module in run.module.model.modules())
+    with pytest.raises(UserError):
+        build_run(changed({"run_dir": "run", "pipeline.sampler.steps": 5000}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipeline_is_of_the_kind_and_for_the_classes_of_the_run():
+    run = build_run(quick_config())
+    pipeline = make_pipeline(quick_config(), run.module.model, run.data)
+    assert type(pipeline).__name__ == "GeneratorPipeline" and pipeline.model is run.module.model
+    assert pipeline.class_names == run.data.data.class_names and pipeline.sampler.steps == 3
+
+
+@pytest.mark.parametrize("module", ["build", "folder", "trainer", "sweep"])
+def test_no_component_is_known_by_name(module):
+    conf = Path(str(files("perceiver_moe_diffusion.conf")))
+    options = {path.stem for path in conf.rglob("*.yaml") if path.parent != conf}
+    code = ast.parse(Path(import_module(f"perceiver_moe_diffusion.runs.{module}").__file__).read_text(encoding="utf-8"))
+    compared = {
+        leaf.value
+        for node in ast.walk(code) if isinstance(node, (ast.Compare, ast.match_case))
+        for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)
+    }
+    assert {"digits", "top_k", "ddim"} <= options and not compared & options
+
+
 def test_a_run_starts_from_the_weights_of_another(tmp_path):
     first = build_run(changed({"seed": 1}))
     save_model(changed({"seed": 1}), first, tmp_path)
     second = build_run(changed({"seed": 2, "init": str(tmp_path), "fresh": ["core.decoder"]})).module.model
-    own = build_run(changed({"seed": 2})).module.model.state_dict()
+    own, given = build_run(changed({"seed": 2})).module.model.state_dict(), first.module.model.state_dict()
     for name, weight in second.state_dict().items():
-        assert torch.equal(
-            weight, own[name] if name.startswith("core.decoder.") else first.module.model.state_dict()[name]
-        )
+        assert torch.equal(weight, own[name] if name.startswith("core.decoder.") else given[name])
     with pytest.raises(UserError, match="core.latents is .*a run of the same model"):
         build_run(changed({"init": str(tmp_path), "model.net.core.num_latents": 9}))
+
+
+def test_a_resumed_run_asks_nobody_for_weights():
+    with pytest.raises(UserError, match="no model at nowhere"):
+        build_run(changed({"init": "nowhere"}))
+    build_run(changed({"init": "nowhere", "resume": "a-run"}))

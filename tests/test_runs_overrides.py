@@ -13,8 +13,15 @@ from omegaconf import OmegaConf
 from pathlib import Path
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.models.moe import TopKRouter
+from perceiver_moe_diffusion.runs.overrides import check_parameter
+from perceiver_moe_diffusion.runs.overrides import check_root
+from perceiver_moe_diffusion.runs.overrides import closest
+from perceiver_moe_diffusion.runs.overrides import folder_exists
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.overrides import read_override
+from perceiver_moe_diffusion.runs.overrides import suggestion
+from perceiver_moe_diffusion.runs.schemas import ROOT_SCHEMAS
+from typing import Any
 
 
 def test_loading_leaves_hydra_as_it_was(tmp_path):
@@ -29,6 +36,61 @@ def test_loading_leaves_hydra_as_it_was(tmp_path):
         assert GlobalHydra.instance().hydra is before and VersionBase.instance().getbase() == version
         assert compose("mine").answer == 42
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize("path", ["runs/000-seed=1", "~/runs/a b", "C:/runs", "it's"])
+def test_a_path_is_taken_as_it_stands(path):
+    assert read_override(f"run_dir={path}").value() == path
+
+
+def test_the_nearest_name_is_suggested_and_none_that_is_far():
+    assert suggestion("noisy", ["noisy_top_k", "top_k"]) == " Did you mean noisy_top_k?"
+    assert suggestion("banana", ["noisy_top_k", "top_k"]) == ""
+    assert closest("dim", ["din", "dims"], cutoff=0) in (["din"], ["dims"]) and closest("dim", []) == []
+
+
+def test_a_folder_of_settings_is_a_path_or_a_package(tmp_path):
+    assert folder_exists(str(tmp_path)) and folder_exists(f"file://{tmp_path}")
+    assert folder_exists("pkg://perceiver_moe_diffusion.conf")
+    for nowhere in (f"{tmp_path}/no", f"file://{tmp_path}/no", "pkg://no_package", "pkg://no_package.conf"):
+        assert not folder_exists(nowhere)
+
+
+def test_a_setting_that_was_renamed_tells_its_new_name():
+    with pytest.raises(UserError, match="objective is now prediction_type: write diffusion.prediction_type=eps"):
+        load_config(["diffusion.objective=eps"])
+
+
+@pytest.mark.parametrize("old, new", [
+    ("perceiver_moe_diffusion.moe.TopKRouter", "perceiver_moe_diffusion.models.moe.TopKRouter"),
+    ("perceiver_moe_diffusion.denoiser.Denoiser", "perceiver_moe_diffusion.models.denoiser.PerceiverDenoiser"),
+    ("perceiver_moe_diffusion.data.ImageDataModule", ""),
+])
+def test_a_class_that_has_moved_tells_its_new_place(old, new):
+    said = f"It is now {new}" if new else "Give the full name"
+    with pytest.raises(UserError, match=f"_target_={old} cannot be imported .*{said}"):
+        load_config([f"model.adapter._target_={old}"])
+
+
+def test_what_stands_at_the_top_gets_its_type_and_is_checked():
+    config = OmegaConf.create({**OmegaConf.structured(ROOT_SCHEMAS["train"]), "seed": "7", "ema_decay": 1})
+    check_root(config, ROOT_SCHEMAS["train"])
+    assert config.seed == 7 and isinstance(config.ema_decay, float)
+    for name, value in (("seed", -1), ("ema_decay", 1.5), ("checkpoint_every", 0)):
+        with pytest.raises(UserError, match=f"{name}={value} is not possible"):
+            check_root(OmegaConf.merge(config, {name: value}), ROOT_SCHEMAS["train"])
+
+
+@pytest.mark.parametrize("value, kind, fits", [
+    (3, int, True), (3, float, True), (3.5, float, True), (3.5, int, False), (True, int, False), (True, bool, True),
+    (1, bool, False), ("3", str, True), (3, str, False), ("wide", int, False), ([1], list, True), (None, Any, True)])
+def test_a_value_is_held_against_the_annotation(value, kind, fits):
+    check = lambda: check_parameter("node.x", "x", value, {"x": kind}, "package.Class")
+    if fits:
+        check()
+    else:
+        with pytest.raises(UserError, match=f"node.x={value!r} .* allowed: a value of type {kind.__name__}"):
+            check()
 
 
 def test_a_configuration_survives_its_file():
@@ -58,8 +120,8 @@ MISTAKES = {
     "moe.num_experts=four": "moe.num_experts: Value 'four' of type 'str' could not be converted to Integer",
     "model.num_latents=1.5": "model.num_latents: Value '1.5'",
     "model.dim=null": "model.dim",
-    "model.adapter.stem_channels=wide": "model.adapter.stem_channels='wide' is not possible; allowed: a value of type "
-                                        "int",
+    "model.adapter.stem_channels=wide":
+        "model.adapter.stem_channels='wide' is not possible; allowed: a value of type int",
     "seed=one": "seed: Value 'one'",
     "diffusion.prediction_type=velocity": "expected one of [eps, x0, v]",
     "diffusion.timesteps=-4": "diffusion.timesteps=-4 is not possible; allowed: 2 to 100000",
@@ -77,8 +139,8 @@ MISTAKES = {
     "model.dim=[1,2": "model.dim: Value '[1,2'",
     "model.dim=${nothing}": "model.dim: Interpolation key 'nothing' not found",
     "model.dim=${idiv:100,3}": "model.dim: 100 ÷ 3 in a configuration is not possible",
-    "moe.router._target_=nobody.Router": "moe.router._target_=nobody.Router cannot be imported (No module named "
-                                         "'nobody')",
+    "moe.router._target_=nobody.Router":
+        "moe.router._target_=nobody.Router cannot be imported (No module named 'nobody')",
     "hydra.searchpath=[nowhere]": "hydra.searchpath=[nowhere] is not possible; allowed: a folder that exists",
 }
 
@@ -104,26 +166,6 @@ def test_an_option_decides_which_settings_there_are():
     assert load_config(["sampler=ddim", "sampler.eta=0.5"]).sampler.eta == 0.5
 
 
-@pytest.mark.parametrize("path", ["runs/000-seed=1", "~/runs/a b", "C:/runs", "it's"])
-def test_a_path_is_taken_as_it_stands(path):
-    assert read_override(f"run_dir={path}").value() == path
-
-
-def test_a_setting_that_was_renamed_tells_its_new_name():
-    with pytest.raises(UserError, match="objective is now prediction_type: write diffusion.prediction_type=eps"):
-        load_config(["diffusion.objective=eps"])
-
-
-@pytest.mark.parametrize("old, new", [
-    ("perceiver_moe_diffusion.moe.TopKRouter", "perceiver_moe_diffusion.models.moe.TopKRouter"),
-    ("perceiver_moe_diffusion.denoiser.Denoiser", "perceiver_moe_diffusion.models.denoiser.PerceiverDenoiser"),
-    ("perceiver_moe_diffusion.data.ImageDataModule", ""),
-])
-def test_a_class_that_has_moved_tells_its_new_place(old, new):
-    with pytest.raises(UserError, match=f"_target_={old} cannot be imported .*" + (f"It is now {new}" if new else "Give the full name")):
-        load_config([f"model.adapter._target_={old}"])
-
-
 CONF = Path(str(files("perceiver_moe_diffusion.conf")))
 CONF_FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 # what has no default, and what a part belongs to
@@ -147,11 +189,10 @@ def targets(tree) -> set[str]:
 @pytest.mark.parametrize("file", CONF_FILES)
 def test_every_file_composes_and_its_classes_accept_its_keys(file):
     group, _, option = file.rpartition("/")
-    config = (
-        load_config([*NEEDED.get(group, []), f"{group}={option}"])
-        if group
-        else load_config(NEEDED.get(option, []), option)
-    )
+    if group:
+        config = load_config([*NEEDED.get(group, []), f"{group}={option}"])
+    else:
+        config = load_config(NEEDED.get(option, []), option)
     text = OmegaConf.to_yaml(config)
     assert "${" not in text and "???" not in text, "no link is left, and nothing is missing"
     named = targets(yaml.safe_load((CONF / f"{file}.yaml").read_text()))
@@ -159,33 +200,18 @@ def test_every_file_composes_and_its_classes_accept_its_keys(file):
 
 
 def test_the_names_that_people_type():
-    config = load_config(
-        [
-            "data=mnist",
-            "data.root=/somewhere",
-            "model.num_latents=64",
-            "moe.num_experts=8",
-            "moe.top_k=2",
-            "diffusion.timesteps=200",
-            "diffusion.prediction_type=v",
-            "sampler=ddim",
-            "sampler.steps=20",
-            "sampler.guidance_scale=2",
-            "optimizer.lr=1e-3",
-            "trainer.max_steps=500",
-            "seed=1",
-            "trainer.devices=2",
-            "trainer.strategy=ddp",
-        ]
-    )
+    config = load_config([
+        "data=mnist", "data.root=/somewhere", "model.num_latents=64", "moe.num_experts=8", "moe.top_k=2",
+        "diffusion.timesteps=200", "diffusion.prediction_type=v", "sampler=ddim", "sampler.steps=20",
+        "sampler.guidance_scale=2", "optimizer.lr=1e-3", "trainer.max_steps=500", "seed=1", "trainer.devices=2",
+        "trainer.strategy=ddp",
+    ])
     assert config.data.dataset._target_.endswith("mnist") and config.data.root == "/somewhere"
     assert config.model.net.core.num_latents == 64
     assert (config.model.net.core.feed_forward.num_experts, config.model.net.core.feed_forward.top_k) == (8, 2)
     assert (config.task.diffusion.timesteps, config.task.diffusion.prediction_type.name) == (200, "v")
-    assert config.sampler._target_.endswith("DDIM") and (config.sampler.steps, config.sampler.guidance_scale) == (
-        20,
-        2.0,
-    )
+    assert config.sampler._target_.endswith("DDIM")
+    assert (config.sampler.steps, config.sampler.guidance_scale) == (20, 2.0)
     assert config.task.optimizer.lr == 1e-3
     assert (config.trainer.max_steps, config.trainer.devices, config.trainer.strategy) == (500, 2, "ddp")
     assert config.data.seed == config.task.seed == config.evaluation.seed == config.seed == 1
@@ -202,13 +228,14 @@ def test_what_is_given_wins_over_an_experiment():
 
 
 @pytest.mark.parametrize("overrides", [
-    ["moe=dense"], ["moe/router=noisy_top_k", "model/adapter=patch"], ["moe/router=bias_balanced", "model/query=position"],
-    ["model.num_stages=3", "model.share_weights=true", "moe.top_k=1"]], ids=" ".join)
+    ["moe=dense"],
+    ["moe/router=noisy_top_k", "model/adapter=patch"],
+    ["moe/router=bias_balanced", "model/query=position"],
+    ["model.num_stages=3", "model.share_weights=true", "moe.top_k=1"],
+], ids=" ".join)
 def test_what_composes_can_be_built_and_run(overrides):
-    small = ["model.dim=16", "model.num_latents=4", "model.depth=1"]
-    model = instantiate(
-        load_config([*small, *overrides]).model.net, input_shape=(1, 8, 8), num_classes=10, _convert_="all"
-    )
+    net = load_config(["model.dim=16", "model.num_latents=4", "model.depth=1", *overrides]).model.net
+    model = instantiate(net, input_shape=(1, 8, 8), num_classes=10, _convert_="all")
     assert model(torch.zeros(2, 1, 8, 8), torch.tensor([0, 9]), torch.tensor([1, 10])).shape == (2, 1, 8, 8)
 
 
@@ -264,15 +291,12 @@ def my_project(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("overrides", [
     ["hydra.searchpath=[conf]", "moe/router=cosine", "moe.router.temperature=0.5"],
     ["hydra.searchpath=[conf]", "experiment=mine"],
-    ["moe.router._target_=my_routers.CosineRouter", "+moe.router.temperature=0.5"]], ids=["a YAML file", "an "
-                                                                                                         "experiment", "only the class"])
+    ["moe.router._target_=my_routers.CosineRouter", "+moe.router.temperature=0.5"],
+], ids=["a YAML file", "an experiment", "only the class"])
 def test_a_router_of_ones_own(my_project, overrides):
     config = load_config([*overrides, "model.dim=16"])
-    assert config.model.net.core.feed_forward.router == {
-        "_target_": "my_routers.CosineRouter",
-        "_partial_": True,
-        "temperature": 0.5,
-    }
+    node = {"_target_": "my_routers.CosineRouter", "_partial_": True, "temperature": 0.5}
+    assert config.model.net.core.feed_forward.router == node
     model = instantiate(config.model.net, input_shape=(1, 8, 8), num_classes=10, _convert_="all")
     routers = [module for module in model.modules() if isinstance(module, TopKRouter)]
     assert routers and all(type(router).__name__ == "CosineRouter" and router.temperature == 0.5 for router in routers)
@@ -287,7 +311,6 @@ def test_mistakes_in_files_of_ones_own_are_sentences_too(my_project):
         with pytest.raises(UserError, match=said) as caught:
             load_config([search, "moe/router=cosine"])
         assert "\n" not in str(caught.value)
-    with pytest.raises(
-        UserError, match="allowed for moe/router: bias_balanced, cosine, noisy_top_k, top_k. Did you mean cosine?"
-    ):
+    said = "allowed for moe/router: bias_balanced, cosine, noisy_top_k, top_k. Did you mean cosine?"
+    with pytest.raises(UserError, match=said):
         load_config([search, "moe/router=cosin"])

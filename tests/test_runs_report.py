@@ -1,27 +1,81 @@
 # Made from nbs/87_report.ipynb by `pmd-dev tests`. Edit the notebook.
+import json
+import pytest
+import shutil
+from pathlib import Path
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.pipelines.files import load_pipeline
+from perceiver_moe_diffusion.runs.build import instantiate_node
+from perceiver_moe_diffusion.runs.overrides import load_config
+from perceiver_moe_diffusion.runs.report import evaluate_run
+from perceiver_moe_diffusion.runs.report import format_number
+from perceiver_moe_diffusion.runs.report import loss_curves
+from perceiver_moe_diffusion.runs.report import read_logs
+from perceiver_moe_diffusion.runs.report import results_table
+from perceiver_moe_diffusion.runs.report import same_data
 from perceiver_moe_diffusion.runs.report import save_log
 
 
-def test_logs_of_a_run_in_parts_become_one_table(tmp_path):
-    first, second = (tmp_path / "log" / f"from_step_{step:07d}" / "metrics.csv" for step in (0, 20))
-    for path, text in (
-        (first, "loss,step,val_loss\n0.9,10,\n0.8,20,\n0.5,30,\n"),
-        (second, "loss,step,val_loss\n0.7,30,\n,30,0.6\n0.4,40,\n"),
-    ):
+def write_parts(folder, **parts):
+    "The logs of a run in parts, each `from_STEP` with its lines of loss, step and val_loss."
+    for name, lines in parts.items():
+        path = folder / "log" / f"from_step_{int(name.removeprefix('from_')):07d}" / "metrics.csv"
         path.parent.mkdir(parents=True)
-        path.write_text(text)
+        path.write_text("loss,step,val_loss\n" + lines)
+
+
+def test_logs_of_a_run_in_parts_become_one_table(tmp_path):
+    write_parts(tmp_path, from_0="0.9,10,\n0.8,20,\n0.5,30,\n", from_20="0.7,30,\n,30,0.6\n0.4,40,\n")
     save_log(tmp_path)
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
-        "step,loss,val_loss",
-        "10,0.9,",
-        "20,0.8,",
-        "30,0.7,",
-        "30,,0.6",
-        "40,0.4,",
-    ]
+        "step,loss,val_loss", "10,0.9,", "20,0.8,", "30,0.7,", "30,,0.6", "40,0.4,"]
     assert (tmp_path / "loss.png").is_file()
+
+
+def test_the_curves_have_the_steps_at_which_a_loss_was_logged(tmp_path):
+    write_parts(tmp_path, from_0="0.9,10,\n0.5,30,\n,30,0.6\n")
+    assert loss_curves(read_logs(tmp_path)) == {"loss": ([10, 30], [0.9, 0.5]), "val_loss": ([30], [0.6])}
 
 
 def test_a_run_too_short_for_a_log_still_has_its_files(tmp_path):
     save_log(tmp_path)
     assert (tmp_path / "metrics.csv").read_text().strip() == "step,loss,val_loss" and (tmp_path / "loss.png").is_file()
+
+
+def test_the_table_shows_what_has_a_title_with_its_guidance_scale():
+    lines = results_table({"fd_floor": 4.2271, "fd": 16.2134, "fd_guidance_scale": 1.5, "seed": 0}).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["classifier-FD at s=1.5", ""], "in the order of the titles"
+    assert [line.split()[-1] for line in lines] == ["16.21", "4.227"] and lines[1].startswith("  its floor")
+    assert results_table({"seed": 0}) == ""
+
+
+@pytest.mark.parametrize("value, text", [(99873, "99,873"), (3419000.0, "3.419e+06"), (0.25, "0.25"),
+                                         ((0.5, 0.25, 0.75), "0.5  [0.25, 0.75]"), ([0.25, 0.75], "[0.25, 0.75]")])
+def test_a_number_is_told_in_four_digits(value, text):
+    assert format_number(value) == text
+
+
+OLD_ROUGH = ["evaluation.samples_per_class=2", "evaluation.classifier_steps=5", "evaluation.max_fd_images=20"]
+
+
+@pytest.fixture
+def old_model(tmp_path):
+    "A model of version 0.3.1, without its settings."
+    return Path(shutil.copytree(Path(__file__).parent / "data" / "v0_3_1" / "model", tmp_path / "old"))
+
+
+def test_a_model_of_version_0_3_1_is_measured(old_model):
+    results = evaluate_run(load_config([f"run={old_model}", *OLD_ROUGH], "evaluate"))
+    assert json.loads((old_model / "evaluation.json").read_text()) == json.loads(json.dumps(results))
+    assert results["parameters"] == 14_617 and 0 <= results["conditional_accuracy"] <= 1
+    assert results["fd"] > results["fd_floor"] > 0 and {"coverage", "diversity", "min_expert_load"} <= results.keys()
+
+
+def test_the_split_of_an_old_run_is_known(old_model):
+    shutil.copy(Path(__file__).parent / "data" / "v0_3_1" / "run" / "config.yaml", old_model)
+    config = load_config([f"run={old_model}"], "evaluate")
+    pipeline = load_pipeline(old_model)
+    same_data(config, pipeline, instantiate_node(config.data), old_model)
+    config.data.split_seed = 1
+    with pytest.raises(UserError, match="data.split_seed=1 is not possible; allowed: 0, as in the run"):
+        same_data(config, pipeline, instantiate_node(config.data), old_model)

@@ -1,56 +1,59 @@
 # Made from nbs/91_bench.ipynb by `pmd-dev tests`. Edit the notebook.
-import json
 import pytest
+import time
 import torch
-from perceiver_moe_diffusion.evaluation.results import read_results
-from perceiver_moe_diffusion.models.perceiver import PerceiverIO
-from perceiver_moe_diffusion.tools.benchmarks import ShortestPerceiver
-from perceiver_moe_diffusion.tools.benchmarks import pmd_bench
+from contextlib import contextmanager
+from perceiver_moe_diffusion.tools.bench import as_table
+from perceiver_moe_diffusion.tools.bench import bench_row
+from perceiver_moe_diffusion.tools.bench import forward_backward
+from perceiver_moe_diffusion.tools.bench import take_turns
 
 
-def test_the_shortest_perceiver_is_the_same_mathematics():
-    "A speed comparison only counts if both compute the same: with copied weights the outputs agree."
-    ours, shortest = PerceiverIO(7, 16, dim=16, num_latents=5, depth=2, num_heads=4), ShortestPerceiver(7, 16, 5, 2, 4)
+@contextmanager
+def simulated(slowdown):
+    "A machine on which the n-th thing that runs takes its cost × slowdown(n): yields what makes a candidate."
+    clock, count = [0.0], [0]
 
-    def copy(block, short):
-        for ours_part, part in (
-            (block.attention.to_q, short.q),
-            (block.attention.to_kv, short.kv),
-            (block.attention.to_out, short.out),
-            (block.norm_x, short.norms[0]),
-            (block.norm_context, short.norms[1]),
-            (block.norm_ff, short.norms[2]),
-            (block.feed_forward.mlp[0], short.mlp[0]),
-            (block.feed_forward.mlp[3], short.mlp[2]),
-        ):
-            if list(ours_part.parameters()):
-                part.load_state_dict(ours_part.state_dict())
-
-    shortest.latents.data = ours.latents.data.clone()
-    copy(ours.stages[0].read, shortest.read)
-    for block, short in zip(ours.stages[0].blocks, shortest.blocks):
-        copy(block, short)
-        short.norms[1] = short.norms[0]  # self-attention: x and context are normed by the same layer
-    copy(ours.decoder, shortest.answer)
-    inputs, query = torch.randn(2, 9, 7), torch.randn(2, 3, 16)
-    torch.testing.assert_close(ours(inputs, query).output, shortest(inputs, query))
+    def candidate(cost):
+        def run():
+            clock[0] += cost * slowdown(count[0])
+            count[0] += 1
+        return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: clock[0])
+        yield candidate
 
 
-@pytest.mark.parametrize("arguments", [["only=everything"], ["rounds=0"], ["fast"], ["json=no/such/folder/x.json"]])
-def test_a_mistake_is_one_line_and_status_2(arguments, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        pmd_bench(arguments)
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_candidates_run_in_turns_and_the_warm_up_is_not_counted():
+    order, costs = [], iter([100.0, 100.0, 1.0, 10.0, 2.0, 20.0, 3.0, 30.0])
+    with simulated(lambda n: next(costs)) as candidate:
+        runs = {name: candidate(1.0) for name in "ab"}
+        noted = {name: lambda name=name: (order.append(name), runs[name]()) for name in runs}
+        seconds = take_turns(noted, rounds=3, warmup=1)
+    assert "".join(order) == "abababab" and seconds == {"a": 2.0, "b": 20.0}
 
 
-def test_the_table_and_the_json_hold_the_same_rows(tmp_path, capsys):
-    pmd_bench(["only=sampling", "rounds=1", f"json={tmp_path / 'bench.json'}"])
-    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
-    assert len(rows) == 3 and all(r["value"] > 0 for r in rows)
-    kept = read_results("bench", tmp_path)
-    assert [r["name"] for r in kept.rows] == [r["name"] for r in rows] and kept.facts[
-        "command"
-    ] == "pmd-bench only=sampling rounds=1"
-    printed = capsys.readouterr().out
-    assert all(r["name"] in printed for r in rows)
+def test_a_round_that_was_interrupted_does_not_move_the_median():
+    with simulated(lambda n: 50.0 if n in (4, 9) else 1.0) as candidate:
+        seconds = take_turns({1: candidate(1.0), 2: candidate(3.0)}, rounds=5, warmup=0)
+    assert seconds[2] / seconds[1] == pytest.approx(3.0)
+
+
+def test_drift_looks_like_a_difference_only_one_after_the_other():
+    with simulated(lambda n: 1 + 0.05 * n) as candidate:
+        alone = [take_turns({0: candidate(1.0)})[0] for _ in range(2)]
+    with simulated(lambda n: 1 + 0.05 * n) as candidate:
+        turns = take_turns({0: candidate(1.0), 1: candidate(1.0)})
+    assert alone[1] / alone[0] > 1.4 and turns[1] / turns[0] < 1.05
+
+
+def test_a_step_drops_its_gradients():
+    layer = torch.nn.Linear(2, 2)
+    forward_backward(layer, torch.ones(1, 2))()
+    assert all(parameter.grad is None for parameter in layer.parameters())
+
+
+def test_a_target_that_is_missing_is_left_open():
+    rows = [bench_row("loop", 83.456, "µs a step", 80, "one thread"), bench_row("ratio", 1.04, "× dense")]
+    lines = as_table(rows).splitlines()[2:]
+    assert lines == ["| loop | 83.5 µs a step | ≤ 80 | one thread |", "| ratio | 1.04 × dense |  |  |"]

@@ -37,14 +37,22 @@ from perceiver_moe_diffusion.training.tasks import DiffusionModule
 from types import SimpleNamespace
 
 
+def tiny_denoiser(router=TopKRouter) -> PerceiverDenoiser:
+    "A very small denoiser; always with the same weights."
+    torch.manual_seed(0)
+    feed_forward = partial(build_moe, num_experts=4, top_k=2, router=router) if router else Dense
+    adapter = partial(ConvAdapter, dim=16, stem_patch=1, token_patch=4, stem_channels=8, num_bands=2)
+    core = partial(PerceiverIO, dim=16, num_latents=4, depth=1, num_heads=2, feed_forward=feed_forward)
+    return PerceiverDenoiser((1, 8, 8), 10, condition_dim=16, adapter=adapter, core=core)
+
+
 def test_the_learning_rate_rises_peaks_after_the_warm_up_and_ends_at_zero():
     factors = [warmup_cosine(n, 20, 100) for n in range(101)]
     peak = factors.index(max(factors))
     assert peak in (18, 19, 20), "the cosine falls a little before the warm-up is over"
     assert factors[0] == pytest.approx(1 / 20, rel=1e-3), "not zero: a first step of length 0 would be wasted"
-    assert all(a < b for a, b in zip(factors[:peak], factors[1 : peak + 1])) and all(
-        a > b for a, b in zip(factors[peak:], factors[peak + 1 :])
-    )
+    assert all(a < b for a, b in zip(factors[:peak], factors[1:peak + 1])), "it rises"
+    assert all(a > b for a, b in zip(factors[peak:], factors[peak + 1:])), "and falls"
     assert factors[100] == pytest.approx(0, abs=1e-12) and warmup_cosine(101, 20, 100) == pytest.approx(0, abs=1e-12)
 
 
@@ -88,23 +96,17 @@ def test_training_goes_on_at_the_step_of_the_trainer(accumulate):
     loader = loaded.train_dataloader()
     loaded.trainer.global_step = 7  # the checkpoint is read after the loader was made
     batch, expected = next(iter(loader)), data.train_batches().batch(7 * accumulate)
-    assert (
-        batch.step == 7 * accumulate
-        and torch.equal(batch.input, expected.input)
-        and torch.equal(batch.label, expected.label)
-    )
+    assert batch.step == 7 * accumulate
+    assert torch.equal(batch.input, expected.input) and torch.equal(batch.label, expected.label)
 
 
-def tiny(
-    router=TopKRouter, optimizer=partial(torch.optim.AdamW, lr=1e-2), diffusion=None, **settings
-) -> DiffusionModule:
+ADAMW = partial(torch.optim.AdamW, lr=1e-2)
+
+
+def tiny(router=TopKRouter, optimizer=ADAMW, diffusion=None, **settings) -> DiffusionModule:
     "A training module with a very small denoiser; always with the same weights."
-    torch.manual_seed(0)
-    feed_forward = partial(build_moe, num_experts=4, top_k=2, router=router) if router else Dense
-    net = PerceiverDenoiser((1, 8, 8), 10, condition_dim=16,
-                   adapter=partial(ConvAdapter, dim=16, stem_patch=1, token_patch=4, stem_channels=8, num_bands=2),
-                   core=partial(PerceiverIO, dim=16, num_latents=4, depth=1, num_heads=2, feed_forward=feed_forward))
-    return DiffusionModule(net, diffusion or Diffusion(), optimizer, **{"warmup_steps": 2, **settings})
+    settings = {"warmup_steps": 2, **settings}
+    return DiffusionModule(tiny_denoiser(router), diffusion or Diffusion(), optimizer, **settings)
 
 
 class Diary(Callback):
@@ -142,18 +144,11 @@ def fit(module, steps=8, callbacks=(), checkpoint=None, ema=0.9, batch_size=16, 
     "Train on the digits, validating now and then, from the start or from a checkpoint."
     diary = Diary()
     settings = {"devices": 1, "val_check_interval": 3, "limit_val_batches": 1, "gradient_clip_val": 1.0, **settings}
-    trainer = Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        callbacks=[ema if isinstance(ema, Callback) else EMA(ema), diary, *callbacks],
-        logger=False,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        **settings,
-    )
+    saves = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    callbacks = [ema if isinstance(ema, Callback) else EMA(ema), diary, *callbacks]
+    trainer = Trainer(max_steps=steps, accelerator="cpu", callbacks=callbacks, logger=False, enable_checkpointing=saves,
+                      enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+                      num_sanity_val_steps=0, **settings)
     trainer.fit(module, TrainerData(DataModule(digits, batch_size=batch_size)), ckpt_path=checkpoint, weights_only=True)
     return trainer, diary
 
@@ -176,9 +171,8 @@ def by_hand(weights: list, decay: float) -> torch.Tensor:
 def test_fit_leaves_the_average_of_the_formula_in_the_module(accumulate):
     module = tiny()
     _, diary = fit(module, ema=0.3, accumulate_grad_batches=accumulate)
-    torch.testing.assert_close(
-        module.model.core.latents.detach(), by_hand(diary.weights[accumulate - 1 :: accumulate], decay=0.3)
-    )
+    steps = diary.weights[accumulate - 1::accumulate]
+    torch.testing.assert_close(module.model.core.latents.detach(), by_hand(steps, decay=0.3))
     assert not torch.equal(module.model.core.latents, diary.weights[-1])
 
 
@@ -243,7 +237,7 @@ def test_training_makes_the_loss_smaller():
 
 
 class StillDiffusion(Diffusion):
-    "Always the same noise level and no noise: for comparing batches that are cut in different ways."
+    "Always the same timestep and no noise: for comparing batches that are cut in different ways."
 
     def sample_noise(self, size, shape, generator=None):
         return LossNoise(torch.full((size,), 300), torch.zeros(size, *shape), torch.zeros(size, dtype=torch.bool))
@@ -255,9 +249,8 @@ def test_two_half_batches_are_one_batch(router):
         module = tiny(router, partial(torch.optim.SGD, lr=0.1), StillDiffusion(), balance_weight=0, z_weight=0)
         fit(module, limit_val_batches=0, **settings)
         return module.state_dict()
-    torch.testing.assert_close(
-        trained(batch_size=16, accumulate_grad_batches=2), trained(batch_size=32), rtol=1e-4, atol=1e-6
-    )
+    halves, whole = trained(batch_size=16, accumulate_grad_batches=2), trained(batch_size=32)
+    torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-6)
 
 
 class Gradients(Callback):
@@ -316,18 +309,15 @@ def resumed_like_uninterrupted(router, checkpoint, accumulate: int = 1) -> Diary
     expected, whole = uninterrupted(router, accumulate)
     same_weights(module, expected)  # which is the average; the last weights are in the diaries
     torch.testing.assert_close(diary.weights, whole.weights[-len(diary.weights):], rtol=0, atol=0)
-    for found, all_of_them in (
-        (diary.loss, whole.loss),
-        (diary.rate, whole.rate),
-        (diary.norm, whole.norm),
-        (diary.val_loss, whole.val_loss),
-    ):
-        assert found == {step: all_of_them[step] for step in found}
+    for kind in ("loss", "rate", "norm", "val_loss"):
+        found, expected = getattr(diary, kind), getattr(whole, kind)
+        assert found == {step: expected[step] for step in found}, kind
     return diary
 
 
 @pytest.mark.parametrize("router, accumulate, every, at", [
-    (None, 1, 3, 5), (TopKRouter, 1, 2, 5), (NoisyTopKRouter, 1, 3, 5), (BiasBalancedRouter, 1, 4, 4), (BiasBalancedRouter, 2, 3, 9)])
+    (None, 1, 3, 5), (TopKRouter, 1, 2, 5), (NoisyTopKRouter, 1, 3, 5),
+    (BiasBalancedRouter, 1, 4, 4), (BiasBalancedRouter, 2, 3, 9)])
 def test_crash_and_resume_equals_the_uninterrupted_run_exactly(router, accumulate, every, at, tmp_path):
     interrupted(tiny(router), tmp_path, at, every, accumulate_grad_batches=accumulate)
     diary = resumed_like_uninterrupted(router, tmp_path / "last.ckpt", accumulate)
@@ -348,9 +338,8 @@ def test_a_checkpoint_needs_no_pickle(tmp_path):
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
     averaged, last = checkpoint["state_dict"], checkpoint["current_model_state"]
-    assert averaged.keys() == last.keys() and not torch.equal(
-        averaged["model.core.latents"], last["model.core.latents"]
-    )
+    assert averaged.keys() == last.keys()
+    assert not torch.equal(averaged["model.core.latents"], last["model.core.latents"])
 
 
 def test_an_error_during_validation_corrupts_neither_the_weights_nor_the_checkpoint(tmp_path):
@@ -374,9 +363,7 @@ def press_ctrl_c(batch) -> None:
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(accumulate, at, step, tmp_path):
     stop, before = StopOnCtrlC(tmp_path / "last.ckpt"), signal.getsignal(signal.SIGINT)
     trainer, _ = fit(tiny(), callbacks=[stop, At(at, press_ctrl_c)], accumulate_grad_batches=accumulate)
-    assert stop.asked and trainer.global_step == step, (
-        "the step in which it was pressed is finished, and no other begun"
-    )
+    assert stop.asked and trainer.global_step == step, "the step in which it was pressed is finished, no other begun"
     assert signal.getsignal(signal.SIGINT) is before
     diary = resumed_like_uninterrupted(TopKRouter, tmp_path / "last.ckpt", accumulate)
     assert list(diary.loss)[0] == step * accumulate
@@ -429,15 +416,9 @@ def test_a_gradient_that_is_infinite_stops_training_before_it_reaches_the_weight
 def compared_training(router, accumulate: int, devices: int) -> dict:
     "What a training left behind, on one process or on several."
     module = tiny(router, partial(torch.optim.SGD, lr=0.1), balance_weight=0.1)
-    trainer, diary = fit(
-        module,
-        steps=4,
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        accumulate_grad_batches=accumulate,
-        val_check_interval=4,
-        limit_val_batches=1.0,
-    )
+    strategy = "ddp" if devices > 1 else "auto"
+    trainer, diary = fit(module, steps=4, devices=devices, strategy=strategy, accumulate_grad_batches=accumulate,
+                         val_check_interval=4, limit_val_batches=1.0)
     return {"weights": module.state_dict(), "loss": diary.loss, "val_loss": diary.val_loss, "rank": trainer.global_rank}
 
 
@@ -457,25 +438,17 @@ if results["balance loss"]["rank"] == 0:
 def test_two_processes_train_like_one(tmp_path):
     script, out = tmp_path / "two.py", tmp_path / "two.pt"
     script.write_text(SCRIPT)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(script), str(out)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     two = torch.load(out, weights_only=True)
     for name, case in CASES.items():
         one = compared_training(*case, devices=1)
         for what in ("weights", "loss", "val_loss"):
-            torch.testing.assert_close(
-                two[name][what], one[what], rtol=1e-4, atol=1e-6, msg=lambda m: f"{name}, {what}: {m}"
-            )
-    bias = [
-        value
-        for key, value in two["a bias that balances, gathered gradients"]["weights"].items()
-        if key.endswith("router.bias")
-    ]
+            message = lambda m, where=f"{name}, {what}": f"{where}: {m}"
+            torch.testing.assert_close(two[name][what], one[what], rtol=1e-4, atol=1e-6, msg=message)
+    weights = two["a bias that balances, gathered gradients"]["weights"]
+    bias = [value for key, value in weights.items() if key.endswith("router.bias")]
     assert bias and all(value.abs().max() > 0 for value in bias), "the bias has moved, so its agreement says something"

@@ -20,35 +20,31 @@ from .process import Diffusion, posterior
 
 # %% ../../nbs/11_sampling.ipynb #e4c01350
 def trailing_step_pairs(
-    T: int,      # noise levels of the schedule
+    T: int,      # timesteps of the schedule
     steps: int,  # steps to take, 1 to T
 ) -> list[tuple[int, int]]:  # pairs (t, t_next), from T−1 down; the last t_next is −1, the clean image
-    "Evenly spaced steps that start at pure noise (\"trailing\" spacing, Lin et al. 2023, table 2)."
-    require(
-        isinstance(steps, int) and 1 <= steps <= T,
-        f"steps={steps}",
-        f"1 to {T}, the number of timesteps the model was trained with",
-    )
+    "Trailing timestep spacing: evenly spaced steps that start at pure noise (Lin et al. 2023, table 2)."
+    require(isinstance(steps, int) and 1 <= steps <= T, f"steps={steps}",
+            f"1 to {T}, the number of timesteps the model was trained with")
     t = [round(T - i * T / steps) - 1 for i in range(steps)]
     return list(zip(t, t[1:] + [-1]))
 
 # %% ../../nbs/11_sampling.ipynb #f1917597
 @lru_cache(maxsize=1)
 def normal_quantile_table() -> torch.Tensor:  # [65536] float32, with variance ½
-    "Where the normal distribution's 65,536 slices of equal probability have their middles, divided by √2."
+    "Quantiles of the normal distribution: the middles of its 65,536 slices of equal probability, divided by √2."
     middles = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
     return (middles / middles.square().mean().sqrt() / math.sqrt(2)).float()
 
 # %% ../../nbs/11_sampling.ipynb #faac493a
 class NoiseStream:
-    "Noise that belongs to an image, not to a batch: image i draws from a generator of its own, seeded by (seed, i)."
+    "Gaussian noise per image, not per batch: image i draws from a generator of its own, seeded by (seed, i)."
     BLOCK = 16  # steps drawn at a time: one call per image and block rather than per image and step
 
     def __init__(self,
         seeds: Sequence[tuple[int, ...]],  # one per image, e.g. `(seed, index)`
         shape: tuple[int, ...],            # of one image, [C, H, W]
-        # where the noise is wanted; it is made on the CPU and moved, so it is the same everywhere
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu",  # where it is wanted; made on the CPU, so it is the same on every device
     ):
         self.shape, self.device = tuple(shape), torch.device(device)
         self.words = RandomWords(seeds)
@@ -79,9 +75,9 @@ def classifier_free_guidance(
     scale: float | torch.Tensor = 1.0,  # s, one for all or [B]: 0 unconditional, 1 conditional, more: guided; s = w + 1
     rescale: float = 0.0,        # φ of Lin et al. 2023, section 3.4: 0 none, 1 the contrast of the conditional answer
 ) -> torch.Tensor:               # [B, C, H, W]
-    """Classifier-free guidance `y_u + s(y_c − y_u) = (1+w)y_c − w·y_u` (Ho & Salimans 2022, eq.
+    """Classifier-free guidance `y_u + s(y_c − y_u) = (1+w)y_c − w·y_u`, both halves in one batch.
 
-    6), both halves in one batch.
+    Ho & Salimans 2022, eq. 6.
     """
     if not torch.is_tensor(scale) and scale == 1:
         return model(x, t, label)
@@ -98,54 +94,56 @@ def classifier_free_guidance(
 
 # %% ../../nbs/11_sampling.ipynb #f6c579e6
 class SamplerStep(NamedTuple):
-    "One step of sampling, with all that a picture of it needs: a trajectory can be scrubbed without the model."
-    t: int              # noise level before the step
-    t_next: int         # and after it; −1: the clean image
-    x: torch.Tensor     # x_t
-    x0: torch.Tensor    # the image that the model sees in x_t
-    alpha_bar: float    # ᾱ_t
-    x_next: torch.Tensor | None  # x at t_next; None while a sampler is at work on it
+    "Sampling step, with all that a picture of it needs: a trajectory can be scrubbed without the model."
+    t: int                # timestep before the step
+    t_next: int           # and after it; −1: the clean image
+    x: torch.Tensor       # x_t
+    x0: torch.Tensor      # the image that the model sees in x_t
+    alpha_bar: float      # ᾱ_t
+    x_next: torch.Tensor  # x at t_next; still x_t while a sampler is at work on it
 
     @property
     def eps(self) -> torch.Tensor:
-        "The noise that the model sees in x_t, the rest of it: ε = (x_t − √ᾱ·x0) / √(1−ᾱ). Computed when asked for."
+        "Predicted noise, the rest of x_t: ε = (x_t − √ᾱ·x0) / √(1−ᾱ). Computed when asked for."
         return torch.sub(self.x, self.x0, alpha=math.sqrt(self.alpha_bar)).mul_(1 / math.sqrt(1 - self.alpha_bar))
 
 
 @dataclass
 class Sampler:
-    "What all samplers share: the loop. A sampler of its own only says how to get from x_t to the next x."
+    "Base class of samplers: the sampling loop. A sampler of its own only says how to get from x_t to the next x."
     steps: int = 12                   # model evaluations
     guidance_scale: float = 2.0       # s (the paper's w is s − 1)
     guidance_rescale: float = 0.0     # φ, 0 to 1
-    # [low, high] in σ = √((1−ᾱ)/ᾱ); outside it s = 1 (Kynkäänniemi et al. 2024)
-    guidance_interval: Sequence[float] | None = None
+    guidance_interval: Sequence[float] | None = None  # [low, high] in σ = √((1−ᾱ)/ᾱ); outside it s = 1
     clip: bool = True                 # keep the predicted x0 in [−1, 1]
 
     def update(self,
-        step: SamplerStep,                         # its `x_next` is still None
+        step: SamplerStep,                         # its `x_next` is to be found
         alpha_bar: float,                          # ᾱ at t
         alpha_bar_next: float,                     # ᾱ at t_next; 1: the clean image
         noise: Callable[[], torch.Tensor] | None,  # draws [B, C, H, W]
-        state: dict[str, Any],  # lives as long as the loop; multistep methods keep their last x0 here
+        state: dict[str, Any],                     # lives as long as the loop; multistep methods keep the last x0 here
     ) -> torch.Tensor:                             # [B, C, H, W] x at t_next
         "One step of the sampler: the only method that a sampler has to write."
         raise NotImplementedError
 
     def check(self) -> None:
         "Raise a `UserError` for settings that cannot work."
-        for scale in (
-            self.guidance_scale.flatten().tolist() if torch.is_tensor(self.guidance_scale) else [self.guidance_scale]
-        ):
-            require_number("guidance_scale", scale, 0, 1000)
+        scale = self.guidance_scale
+        for value in scale.flatten().tolist() if torch.is_tensor(scale) else [scale]:
+            require_number("guidance_scale", value, 0, 1000)
         require_number("guidance_rescale", self.guidance_rescale, 0, 1)
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
-            require(
-                0 <= low <= high,
-                f"guidance_interval={list(self.guidance_interval)}",
-                "[low, high] with 0 ≤ low ≤ high, in σ",
-            )
+            require(0 <= low <= high, f"guidance_interval={list(self.guidance_interval)}",
+                    "[low, high] with 0 ≤ low ≤ high, in σ")
+
+    def _scale_at(self, a: float, b: float) -> float:
+        "The guidance scale at signal level a and noise level b: 1 outside the guidance interval."
+        if self.guidance_interval is None:
+            return self.guidance_scale
+        low, high = self.guidance_interval
+        return self.guidance_scale if low * a <= b <= high * a else 1.0
 
     def iterate(self,
         model: Denoiser,
@@ -156,21 +154,17 @@ class Sampler:
         pairs: list[tuple[int, int]] | None = None,  # the steps (t, t_next); None: `trailing_step_pairs(T, steps)`
         on_step: Callable[[torch.Tensor, int], torch.Tensor] | None = None,  # (x, t_next) -> x, e.g. `inpaint(...)`
     ) -> Iterator[SamplerStep]:
-        "Denoise step by step. Order: guide → rescale → clip → ε from the clipped x0 → update → hook."
+        "Sampling loop, step by step. Order: guide → rescale → clip → ε from the clipped x0 → update → hook."
         self.check()
         alpha_bar = [*diffusion.alpha_bar.tolist(), 1.0]  # t_next = −1, the clean image, finds the 1 at the end
-        prediction_type, state = diffusion.prediction_type, {}
+        state: dict[str, Any] = {}
         for t, t_next in pairs or trailing_step_pairs(diffusion.timesteps, self.steps):
             with torch.no_grad():
                 a, b = math.sqrt(alpha_bar[t]), math.sqrt(1 - alpha_bar[t])
-                inside = (
-                    self.guidance_interval is None
-                    or self.guidance_interval[0] * a <= b <= self.guidance_interval[1] * a
-                )
-                y = classifier_free_guidance(model, x, torch.full((len(x),), t, device=x.device), label,
-                          self.guidance_scale if inside else 1.0, self.guidance_rescale)
-                x0 = prediction_type.to_x0(y, x, a, b)
-                step = SamplerStep(t, t_next, x, x0.clamp_(-1, 1) if self.clip else x0, alpha_bar[t], None)
+                timestep = torch.full((len(x),), t, device=x.device)
+                y = classifier_free_guidance(model, x, timestep, label, self._scale_at(a, b), self.guidance_rescale)
+                x0 = diffusion.prediction_type.to_x0(y, x, a, b)
+                step = SamplerStep(t, t_next, x, x0.clamp_(-1, 1) if self.clip else x0, alpha_bar[t], x)
                 after = self.update(step, alpha_bar[t], alpha_bar[t_next], noise, state)
                 if on_step is not None:
                     after = on_step(after, t_next)
@@ -183,24 +177,22 @@ class Sampler:
         label: torch.Tensor,          # [B] long; on its device the images are made
         shape: tuple[int, ...],       # of one image, [C, H, W]
         seeds: Sequence[tuple[int, ...]],  # one per image, e.g. `(seed, index)`: its noise, whatever the batch
-        # e.g. a `tqdm` to iterate through
-        progress: Callable[[Iterator[SamplerStep]], Iterable[SamplerStep]] | None = None,
+        progress: Callable[[Iterator[SamplerStep]], Iterable[SamplerStep]] | None = None,  # e.g. `tqdm`: told each step
         **options,                    # `pairs`, `on_step`, `x`: as in `iterate`
     ) -> torch.Tensor:                # [B, C, H, W] in [−1, 1]
-        "Images from noise: run the loop to its end."
+        "Draw images from noise: run the sampling loop to its end."
         noise = NoiseStream(seeds, shape, label.device)
-        # drawn in any case, so that the noise of the steps is the same with and without an `x`
-        start = noise.draw(1)[0]
+        start = noise.draw(1)[0]  # in any case, so that the noise of the steps is the same with and without an `x`
         x = options.pop("x", start)
         steps = self.iterate(model, diffusion, label, x, noise, **options)
         for step in steps if progress is None else progress(steps):
-            pass
-        return step.x_next
+            x = step.x_next
+        return x
 
 # %% ../../nbs/11_sampling.ipynb #bddb129b
 @dataclass
 class DDIM(Sampler):
-    "Song et al. 2021, eq. 12: deterministic at η = 0, as random as DDPM at η = 1."
+    "DDIM sampler (Song et al. 2021, eq. 12): deterministic at η = 0, as random as DDPM at η = 1."
     steps: int = 25
     eta: float = 0.0  # η, 0 to 1
 
@@ -210,15 +202,14 @@ class DDIM(Sampler):
 
     def update(self, step, alpha_bar, alpha_bar_next, noise, state):
         variance = self.eta**2 * (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next)
-        x = (math.sqrt(alpha_bar_next) * step.x0).add_(
-            step.eps, alpha=math.sqrt(max(1 - alpha_bar_next - variance, 0.0))
-        )
+        old_noise = math.sqrt(max(1 - alpha_bar_next - variance, 0.0))
+        x = (math.sqrt(alpha_bar_next) * step.x0).add_(step.eps, alpha=old_noise)
         return x.add_(noise(), alpha=math.sqrt(variance)) if variance > 0 else x
 
 # %% ../../nbs/11_sampling.ipynb #a1ea5873
 @dataclass
 class DDPM(Sampler):
-    "Ho et al. 2020, algorithm 2: a draw from the posterior q(x_prev | x_t, x0)."
+    "DDPM ancestral sampler (Ho et al. 2020, algorithm 2): a draw from the posterior q(x_s | x_t, x0)."
     steps: int = 100
 
     def update(self, step, alpha_bar, alpha_bar_next, noise, state):
@@ -235,7 +226,7 @@ def _half_log_snr(alpha_bar: float) -> float:
 # %% ../../nbs/11_sampling.ipynb #953c5a9c
 @dataclass
 class DPMSolverPP(Sampler):
-    "DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): a straight line through the last two x0 in λ = ½ log(ᾱ/(1−ᾱ))."
+    "DPM-Solver++(2M) sampler (Lu et al. 2022, algorithm 2): a straight line through the last two x0 in λ."
 
     def update(self, step, alpha_bar, alpha_bar_next, noise, state):
         h = _half_log_snr(alpha_bar_next) - _half_log_snr(alpha_bar)
@@ -255,26 +246,25 @@ def inpaint(
     diffusion: Diffusion,
     noise: Callable[[], torch.Tensor],  # e.g. a `NoiseStream` of its own
 ) -> Callable[[torch.Tensor, int], torch.Tensor]:  # for `on_step`
-    "A hook that replaces the known pixels by the picture at the step's noise level (Lugmayr et al. 2022, eq. 8)."
+    "Inpainting hook: known pixels are replaced by the picture at the step's timestep (Lugmayr et al. 2022, eq. 8)."
     def hook(x: torch.Tensor, t_next: int) -> torch.Tensor:
         if t_next < 0:
             return torch.where(keep, known, x)
-        return torch.where(keep, diffusion.q_sample(known, torch.full((len(x),), t_next, device=x.device), noise()), x)
+        t = torch.full((len(x),), t_next, device=x.device)
+        return torch.where(keep, diffusion.q_sample(known, t, noise()), x)
     return hook
 
 
 def sdedit_start(
     image: torch.Tensor,   # [B, C, H, W]
-    strength: float,       # 0: keep the image, 1: start from pure noise
+    strength: float,       # 1: start from pure noise; the less, the fewer steps; 0: one step, the last
     steps: int,            # of the whole way; the share `strength` of it is taken
     diffusion: Diffusion,
     noise: Callable[[], torch.Tensor],
 ) -> dict:                 # `x` and `pairs` for `sample` or `iterate`
-    "Begin with an image instead of noise (Meng et al. 2022, SDEdit)."
+    "SDEdit: begin with an image instead of noise (Meng et al. 2022)."
     require_number("strength", strength, 0, 1)
     pairs = trailing_step_pairs(diffusion.timesteps, steps)
     pairs = pairs[min(round((1 - strength) * steps), steps - 1):]
-    return {
-        "x": diffusion.q_sample(image, torch.full((len(image),), pairs[0][0], device=image.device), noise()),
-        "pairs": pairs,
-    }
+    t = torch.full((len(image),), pairs[0][0], device=image.device)
+    return {"x": diffusion.q_sample(image, t, noise()), "pairs": pairs}

@@ -28,28 +28,31 @@ def routings_over_time(
     images: torch.Tensor,  # [N, C, H, W] real images
     labels: torch.Tensor,  # [N]
     seed: int = 0,
-) -> list[Routing]:        # one per mixture-of-experts layer; empty for a dense model
-    "What the routers do on real images at noise levels spread over [0, T)."
+) -> list[Routing]:        # one per mixture-of-experts layer, on the device of the model; empty for a dense model
+    "Expert routing on noisy real images, at timesteps spread over [0, T)."
     generator = torch.Generator().manual_seed(fold_seed(seed, Stream.ROUTING_NOISE))
     draw = pipeline.diffusion.sample_noise(len(images), images.shape[1:], generator)
     x_t = pipeline.diffusion.q_sample(images, draw.t, draw.eps)
-    parts = [
-        pipeline.model(*part, return_routing=True)[1]
-        for part in zip(x_t.split(250), draw.t.split(250), labels.split(250))
-    ]
+    inputs = [x.to(pipeline.device).split(250) for x in (x_t, draw.t, labels)]
+    parts = [pipeline.model(*part, return_routing=True)[1] for part in zip(*inputs)]
     return [Routing(*map(torch.cat, zip(*layer))) for layer in zip(*parts)]
 
 # %% ../../nbs/56_evaluate.ipynb #43c1abf3
-def measured_load(pipeline: GeneratorPipeline, data: DataModule, images: int = 500, seed: int = 0) -> torch.Tensor:
-    "[layers, E] load of each expert on test images, as a multiple of the uniform load; [[1]] for a dense model."
+def measured_load(
+    pipeline: GeneratorPipeline,
+    data: DataModule,
+    images: int = 500,   # of the test part
+    seed: int = 0,
+) -> torch.Tensor:       # [layers, E] on the CPU, as a multiple of the uniform load; [[1]] for a dense model
+    "Load of each expert on noisy test images (expert utilisation)."
     routings = routings_over_time(pipeline, *random_examples(data, "test", images, seed), seed)
-    return expert_load(routings) if routings else torch.ones(1, 1)  # dense: one expert, always used
+    return expert_load(routings).cpu() if routings else torch.ones(1, 1)  # dense: one expert, always used
 
 # %% ../../nbs/56_evaluate.ipynb #501a8397
 def measured_flops(pipeline: GeneratorPipeline, data: DataModule, images: int = 100, seed: int = 0) -> float:
-    """Floating-point operations of the model for one image at one noise level.
+    """FLOPs of the model for one image at one timestep.
 
-    The mean over images and levels, without guidance's second half.
+    The mean over images and timesteps, without guidance's second half.
     """
     inputs = random_examples(data, "test", images, seed)
     return count_flops(lambda: routings_over_time(pipeline, *inputs, seed)) / len(inputs[1])
@@ -57,7 +60,7 @@ def measured_flops(pipeline: GeneratorPipeline, data: DataModule, images: int = 
 # %% ../../nbs/56_evaluate.ipynb #8604032e
 def evaluate(
     pipeline: GeneratorPipeline,
-    data: DataModule,           # whose training part the model was trained on
+    data: DataModule,                # whose training part the model was trained on
     samples_per_class: int = 100,    # at `guidance_scale`, for the conditional accuracy
     guidance_scale: float = 2.0,
     fd_guidance_scale: float = 1.0,  # for the distances; 0 for a model that was trained without labels
@@ -67,21 +70,16 @@ def evaluate(
     folder: Path | None = None,      # gets the pictures of `save_pictures`; None: no pictures
     classifier: SmallCNN | None = None,  # None: trained here on the training images
 ) -> dict:                           # numbers, and means as (value, low, high); `…_floor`: what real images score
-    "Draw images, judge them. The classifier and the floors come from the same data module."
-    require(
-        isinstance(pipeline, GeneratorPipeline),
-        f"drawing images with a {type(pipeline).__name__}",
-        "a Pipeline",
-        "A classifier is judged with evaluation=classify.",
-    )
+    "Evaluate a generator: draw images, judge them, watch the experts. Judge and floors come from the same data module."
+    require(isinstance(pipeline, GeneratorPipeline), f"drawing images with a {type(pipeline).__name__}", "a Pipeline",
+            "A classifier is judged with evaluation=classify.")
     started = time.perf_counter()
     classifier = train_classifier(data, classifier_steps, seed) if classifier is None else classifier
     guided_labels = torch.arange(data.num_classes).repeat_interleave(samples_per_class)
     guided = pipeline.sample(guided_labels, seed=fold_seed(seed, Stream.GUIDED_IMAGES), guidance_scale=guidance_scale)
     _, labels = random_examples(data, "test", max_fd_images, seed)
-    conditional = pipeline.sample(
-        labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=fd_guidance_scale
-    )
+    conditional = pipeline.sample(labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES),
+                                  guidance_scale=fd_guidance_scale)
     load = measured_load(pipeline, data, seed=seed)
     if folder is not None:
         save_pictures(folder, pipeline, load.tolist(), seed=seed)
@@ -101,8 +99,8 @@ def show_samples(
     scales: tuple[float, ...] = SCALES,
     seed: int = 0,
 ) -> Figure:
-    "Classes × guidance scales, the same noise along a row."
-    labels = torch.arange(pipeline.model.num_classes)
+    "Samples as a grid: classes × guidance scales, the same noise along a row."
+    labels = torch.arange(len(pipeline.class_names))
     columns = [pipeline.sample(labels, seed=seed, guidance_scale=s) for s in scales]
     names = [f"s={s:g}\nw={s - 1:g}" for s in scales]
     return show_grid(torch.stack(columns, dim=1).flatten(0, 1), len(scales), pipeline.class_names, names)
@@ -115,9 +113,7 @@ def save_pictures(
     scales: tuple[float, ...] = SCALES,
     seed: int = 0,
 ) -> None:
-    """`samples.png` (classes × guidance scales), `denoising.png` (from noise to an image), `routing.png` (load of the
-    experts).
-    """
+    "`samples.png` (classes × guidance scales), `denoising.png` (from noise to an image), `routing.png` (expert load)."
     save_figure(show_samples(pipeline, scales, seed), folder / "samples.png")
     save_figure(show_trajectory(pipeline.trajectory(0, seed=seed)), folder / "denoising.png")
     save_figure(show_load(torch.tensor(load)), folder / "routing.png")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from ..core import Stream, UserError, atomic_write, fold_seed, one_line, require
+from ..core import Stream, UserError, atomic_write, fold_seed, one_line, require, write_json
 from ..data.batches import random_examples
 from ..data.module import DataModule
 from ..diffusion.sampling import DDPM, Sampler
@@ -35,12 +35,12 @@ from ..pipelines.generate import GeneratorPipeline
 def record_of(
     name: str,         # of a model in the box
 ) -> dict[str, Any]:   # "command", "seed", "train_seconds", "made", and the figures; means are [value, low, high]
-    "How a pretrained model was made, and what it scored."
+    "The model card of a pretrained model: how it was made, and what it scored."
     return json.loads((pretrained_folder(name) / "record.json").read_text(encoding="utf-8"))
 
 # %% ../../nbs/59_pretrained.ipynb #64b7fc61
 class Judge(NamedTuple):
-    "A classifier trained on the training images, and what it sees in the test images."
+    "A classifier trained on the training images, and its features of the test images: what distances are taken from."
     classifier: SmallCNN
     test_features: torch.Tensor  # [N, 64] float64
     test_labels: torch.Tensor    # [N]
@@ -51,15 +51,16 @@ class Judge(NamedTuple):
         return float(within_class_diversity(self.test_features, self.test_labels).mean())
 
     def look(self,
-        images: torch.Tensor,  # [N, C, H, W]
+        images: torch.Tensor,  # [N, C, H, W], on any device
         labels: torch.Tensor,  # [N] what was asked for
-    ) -> FeatureSet:
-        "Images as the judge sees them."
+    ) -> FeatureSet:           # on the CPU
+        "Images as the judge sees them: their features and predicted classes."
+        images, labels = images.cpu(), labels.cpu()
         return FeatureSet(images, labels, *self.classifier.judge(images))
 
 # %% ../../nbs/59_pretrained.ipynb #378f262b
 def load_judge(
-    folder: Path | str,   # of a model in the box
+    folder: Path | str,            # of a model in the box
     pipeline: GeneratorPipeline,   # the model: its image shape and number of classes
 ) -> Judge:
     "Read `judge.safetensors`, with the checks of a model file."
@@ -69,20 +70,16 @@ def load_judge(
         features, labels = weights.pop("test_features").double(), weights.pop("test_labels")
         classifier = SmallCNN(pipeline.model.input_shape, pipeline.model.num_classes)
         classifier.load_state_dict(weights)
-        require(
-            len(features) == len(labels) and bool(features.isfinite().all()),
-            f"{path} with features that do not fit their labels",
-            "as many finite rows as labels",
-        )
+        require(len(features) == len(labels) and bool(features.isfinite().all()),
+                f"{path} with features that do not fit their labels", "as many finite rows as labels")
     except (KeyError, RuntimeError) as error:
-        raise UserError(
-            f"{path} does not hold a judge for this model ({one_line(error)}). Install the package again."
-        ) from error
+        raise UserError(f"{path} does not hold a judge for this model ({one_line(error)}). "
+                        "Install the package again.") from error
     return Judge(classifier.eval(), features, labels)
 
 # %% ../../nbs/59_pretrained.ipynb #0a40aeff
 def judge_of(name: str) -> Judge:
-    "The judge of a model in the box."
+    "The judge of a pretrained model in the box."
     folder = pretrained_folder(name)
     return load_judge(folder, load_pipeline(folder))
 
@@ -94,22 +91,17 @@ def remeasure(
     pipeline: GeneratorPipeline,
     judge: Judge,
     samples_per_class: int = 100,
-    # at s = 1, and of the real ones they are compared with; None: as many as the judge has seen
-    images: int | None = None,
+    images: int | None = None,  # at s = 1, and of the real ones beside them; None: as many as the judge has seen
     guidance_scale: float = 2.0,
     seed: int = 0,
 ) -> dict[str, Any]:            # under the names of `evaluate`
     "The figures of `evaluate` that need no training images, from the same images that it draws, or the first of them."
     judge = Judge(judge.classifier, judge.test_features[:images], judge.test_labels[:images])
-    guided_labels = torch.arange(pipeline.model.num_classes).repeat_interleave(samples_per_class)
-    guided = judge.look(
-        pipeline.sample(guided_labels, seed=fold_seed(seed, Stream.GUIDED_IMAGES), guidance_scale=guidance_scale),
-        guided_labels,
-    )
-    conditional = judge.look(
-        pipeline.sample(judge.test_labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=1.0),
-        judge.test_labels,
-    )
+    draw = lambda labels, stream, scale: judge.look(
+        pipeline.sample(labels, seed=fold_seed(seed, stream), guidance_scale=scale), labels)
+    guided_labels = torch.arange(len(pipeline.class_names)).repeat_interleave(samples_per_class)
+    guided = draw(guided_labels, Stream.GUIDED_IMAGES, guidance_scale)
+    conditional = draw(judge.test_labels, Stream.CONDITIONAL_IMAGES, 1.0)
     density, coverage = density_coverage(judge.test_features, conditional.features)
     mean = bootstrap_mean(guided.correct)
     return {"conditional_accuracy": mean.value, "conditional_accuracy_interval": mean[1:],
@@ -118,52 +110,66 @@ def remeasure(
             "diversity": bootstrap_mean(within_class_diversity(guided.features, guided.labels) / judge.real_diversity)}
 
 # %% ../../nbs/59_pretrained.ipynb #3cff15bc
-# what a run's metrics.json says of its making
-PROVENANCE_KEYS = ("command", "seed", "train_seconds", "train_steps", "made")
+PROVENANCE_KEYS = ("command", "seed", "train_seconds", "train_steps", "made")  # what metrics.json says of the making
+SLOW_SAMPLER = DDPM(steps=50)
 
-# %% ../../nbs/59_pretrained.ipynb #55d89efa
-def export_pretrained(
-    run: Path | str,        # a finished run folder of pmd-train
-    target: Path | str,     # the folder to fill; made if need be
-    data: DataModule,  # that the run was trained on
-    seed: int = 0,          # of the judge and of the images that are judged
-    slow: Sampler = DDPM(steps=50),  # a second sampler: how much of the distance is the fault of few steps?
-    **evaluation: Any,      # settings of `evaluate`
-) -> dict[str, Any]:        # the record
-    "Copy a trained model into a folder at half precision, measure the copy, and put judge and record beside it."
-    run, target = Path(run), Path(target)
-    read_config(run / "config.json")
-    trained = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    target.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: tensor.half() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in read_weights(run / "model.safetensors").items()
-    }
+
+def copy_at_half_precision(run: Path, target: Path) -> None:
+    "Copy a model's files, its weights as float16."
+    weights = {name: tensor.half() if tensor.dtype == torch.float32 else tensor
+               for name, tensor in read_weights(run / "model.safetensors").items()}
     with atomic_write(target / "model.safetensors") as file:
         save_file(weights, file, metadata={"format": "pt"})
     for name in ("config.json", "config.yaml"):
         with atomic_write(target / name) as file:
             file.write_bytes((run / name).read_bytes())
+
+
+def distance_of_sampler(
+    pipeline: GeneratorPipeline,
+    sampler: Sampler,        # in the place of the pipeline's own
+    classifier: SmallCNN,
+    labels: torch.Tensor,    # [N] what to draw
+    real: torch.Tensor,      # [N, 64] features of real images
+    seed: int,
+) -> dict[str, Any]:
+    "Fréchet distance of the images that another sampler draws from the same noise, at s = 1."
+    other = GeneratorPipeline(pipeline.model, pipeline.diffusion, sampler, pipeline.class_names)
+    drawn = other.sample(labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=1.0)
+    distance = frechet_distance(classifier.judge(drawn.cpu())[0], real)
+    return {"sampler": type(sampler).__name__, "steps": sampler.steps, "fd": distance}
+
+
+def save_judge(path: Path, classifier: SmallCNN, features: torch.Tensor, labels: torch.Tensor) -> None:
+    "Write a judge as safetensors: its weights, and the features and labels of the test images."
+    judge = {**classifier.state_dict(), "test_features": features.float(), "test_labels": labels}
+    with atomic_write(path) as file:
+        save_file({name: tensor.contiguous() for name, tensor in judge.items()}, file, metadata={"format": "pt"})
+
+# %% ../../nbs/59_pretrained.ipynb #55d89efa
+def export_pretrained(
+    run: Path | str,        # a finished run folder of pmd-train
+    target: Path | str,     # the folder to fill; made if need be
+    data: DataModule,       # that the run was trained on
+    seed: int = 0,          # of the judge and of the images that are judged
+    slow: Sampler = SLOW_SAMPLER,  # a second sampler: how much of the distance is the fault of few steps?
+    **evaluation: Any,      # settings of `evaluate`
+) -> dict[str, Any]:        # the record
+    "Publish a trained model: copy it at half precision, measure the copy, and put judge and record beside it."
+    run, target = Path(run), Path(target)
+    read_config(run / "config.json")
+    trained = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    target.mkdir(parents=True, exist_ok=True)
+    copy_at_half_precision(run, target)
     pipeline = load_pipeline(target)
     classifier = train_classifier(data, evaluation.get("classifier_steps", CLASSIFIER_STEPS), seed)
     results = evaluate(pipeline, data, seed=seed, classifier=classifier, **evaluation)
     test, labels = random_examples(data, "test", results["fd_images"], seed)
     real, _ = classifier.judge(test)
-    slowly = GeneratorPipeline(pipeline.model, pipeline.diffusion, slow, pipeline.class_names).sample(
-        labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=1.0
-    )
-    results["fd_slow"] = {
-        "sampler": type(slow).__name__,
-        "steps": slow.steps,
-        "fd": frechet_distance(classifier.judge(slowly)[0], real),
-    }
-    judge = {**classifier.state_dict(), "test_features": real.float(), "test_labels": labels}
-    with atomic_write(target / "judge.safetensors") as file:
-        save_file({name: tensor.contiguous() for name, tensor in judge.items()}, file, metadata={"format": "pt"})
-    quick = remeasure(
-        pipeline, load_judge(target, pipeline), **QUICK, guidance_scale=results["guidance_scale"], seed=seed
-    )
+    results["fd_slow"] = distance_of_sampler(pipeline, slow, classifier, labels, real, seed)
+    save_judge(target / "judge.safetensors", classifier, real, labels)
+    scale = results["guidance_scale"]
+    quick = remeasure(pipeline, load_judge(target, pipeline), **QUICK, guidance_scale=scale, seed=seed)
     record = {**{name: trained[name] for name in PROVENANCE_KEYS}, **results, "quick": quick}
-    with atomic_write(target / "record.json") as file:
-        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(target / "record.json", record)
     return record

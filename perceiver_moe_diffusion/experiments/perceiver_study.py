@@ -14,11 +14,9 @@ from ..models.flops import count_flops
 # %% ../../nbs/71_perceiver_study.ipynb #7268d9a9
 def classifier_costs(
     net: Classifier,
-    image_shape: tuple[int, int, int],
-) -> dict[str, int]:
-    "Parameters, and floating-point operations for one image."
+    input_shape: tuple[int, int, int],  # (C, H, W) of an image
+) -> dict[str, int]:                    # "parameters" and "flops"
+    "Number of parameters, and FLOPs of a forward pass for one image."
     net = net.eval()
-    return {
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "flops": count_flops(lambda: net(torch.zeros(2, *image_shape))) // 2,
-    }
+    flops = count_flops(lambda: net(torch.zeros(2, *input_shape)))
+    return {"parameters": sum(p.numel() for p in net.parameters()), "flops": flops // 2}

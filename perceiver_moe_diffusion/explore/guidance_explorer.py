@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ipywidgets
 import torch
@@ -33,7 +33,7 @@ SAMPLERS: Mapping[str, Sampler] = {"DPM-Solver++": DPMSolverPP(), "DDIM": DDIM()
 # %% ../../nbs/63_guidance_explorer.ipynb #b001d5ac
 @dataclass(frozen=True)
 class SamplingRequest:
-    "What a person asks for: everything that a grid of images depends on."
+    "All settings of a grid of samples in one frozen record: what a person asks for."
     guidance_scale: float = 2.0       # s; the paper's w is s − 1
     label: int | None = None          # one class, or None: a column for each
     rows: int = 2                     # images of each class; a single class gets as many columns as there are classes
@@ -43,23 +43,23 @@ class SamplingRequest:
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None  # [low, high] in σ; outside it s = 1
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         "What the sampler is told."
-        return {name: value for name, value in asdict(self).items() if name.startswith("guidance")} | {
-            "steps": self.steps
-        }
+        guidance = {name: value for name, value in asdict(self).items() if name.startswith("guidance")}
+        return {**guidance, "steps": self.steps}
 
 # %% ../../nbs/63_guidance_explorer.ipynb #ee734f81
 class SamplingProgress(NamedTuple):
-    "A sampling so far."
-    labels: torch.Tensor   # [N] row by row
+    "A grid of samples after some of its sampling steps."
+    labels: torch.Tensor      # [N] long, row by row
     columns: int
-    steps: list[SamplerStep]      # one or more
+    steps: list[SamplerStep]  # one or more
 
     @property
     def images(self) -> torch.Tensor:
-        "[N, C, H, W] the clean images as far as they are known: those that the model saw at the last step."
-        return self.steps[-1].x0 if self.steps[-1].t_next >= 0 else self.steps[-1].x_next
+        "[N, C, H, W] the clean images as far as they are known: the x0 that the model predicted at the last step."
+        last = self.steps[-1]
+        return last.x0 if last.t_next >= 0 or last.x_next is None else last.x_next
 
 # %% ../../nbs/63_guidance_explorer.ipynb #bc2dca05
 def run_request(
@@ -67,33 +67,38 @@ def run_request(
     wish: SamplingRequest,
     samplers: Mapping[str, Sampler] = SAMPLERS,
 ) -> Iterator[SamplingProgress]:   # after each step
-    "Draw what is wished, step by step. A wish that cannot be fulfilled is a `UserError` before the first step."
+    "Sample a grid of images, step by step. A wish that cannot be fulfilled is a `UserError` before the first step."
     require(wish.sampler in samplers, f"sampler {wish.sampler!r}", ", ".join(samplers))
     require(isinstance(wish.rows, int) and 1 <= wish.rows <= 20, f"rows={wish.rows}", "1 to 20")
-    classes = pipeline.model.num_classes
-    labels = torch.arange(classes) if wish.label is None else torch.full((classes,), int(pipeline.labels(wish.label)))
+    classes = len(pipeline.class_names)
+    if wish.label is None:
+        labels = torch.arange(classes)
+    else:
+        pipeline.labels(wish.label)  # refuses a class that the model lacks
+        labels = torch.full((classes,), wish.label)
     labels = labels.repeat(wish.rows)
     drawer = GeneratorPipeline(pipeline.model, pipeline.diffusion, samplers[wish.sampler], pipeline.class_names)
     steps: list[SamplerStep] = []
-    for step in drawer.steps(labels, wish.seed, **wish.settings()):
+    for step in drawer.steps(labels, wish.seed, **wish.settings()):  # on the device of the model
         steps.append(step)
         yield SamplingProgress(labels, classes, steps)
 
 # %% ../../nbs/63_guidance_explorer.ipynb #e2032d54
 class Quality(NamedTuple):
-    "What the judge says of a drawing."
+    "Conditional accuracy and within-class diversity of a grid of samples."
     accuracy: Mean                # share taken for what was asked, with its 95 % bootstrap interval
     diversity: float | None       # within-class distance ÷ that of real images; None with one image per class
 
 
 def quality_of(drawing: SamplingProgress, judge: Judge) -> Quality:
-    "Judge a drawing."
-    seen = judge.look(drawing.images, drawing.labels)
+    "Judge a drawing, on the device of the judge."
+    device = next(judge.classifier.parameters()).device
+    seen = judge.look(drawing.images.to(device), drawing.labels.to(device))
     compared = len(drawing.labels) > len(drawing.labels.unique())
-    diversity = (
-        float(within_class_diversity(seen.features, seen.labels).mean()) / judge.real_diversity if compared else None
-    )
-    return Quality(bootstrap_mean(seen.correct), diversity)
+    accuracy = bootstrap_mean(seen.correct)
+    if not compared:
+        return Quality(accuracy, None)
+    return Quality(accuracy, float(within_class_diversity(seen.features, seen.labels).mean()) / judge.real_diversity)
 
 
 def describe_quality(numbers: Quality) -> str:
@@ -109,7 +114,7 @@ def guidance_strip(
     scales: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0),
     wish: SamplingRequest = SamplingRequest(),   # its other settings; its rows are judged, the first one is shown
 ) -> Figure:
-    "A row of images for each guidance scale, with its two numbers."
+    "Samples at several guidance scales, a row for each with its conditional accuracy and diversity; the same noise."
     rows, names = [], []
     for scale in scales:
         *_, drawing = run_request(pipeline, replace(wish, guidance_scale=scale))
@@ -128,7 +133,7 @@ ALL = -1  # the choice of every class, in a menu where None would mean that noth
 def controls_for(
     pipeline: GeneratorPipeline, samplers: Mapping[str, Sampler], wish: SamplingRequest
 ) -> dict[str, ipywidgets.Widget]:
-    "A control for each setting of a wish, named as its field; \"interval\" switches \"guidance_interval\"."
+    "A widget for each setting of a wish, named as its field; `interval` switches `guidance_interval` on."
     wide = {"style": {"description_width": "10em"}, "layout": ipywidgets.Layout(width="30em")}
     late = {"continuous_update": False, **wide}
     low, high = wish.guidance_interval or (0.3, 5.0)
@@ -161,52 +166,42 @@ def controls_for(
 
 # %% ../../nbs/63_guidance_explorer.ipynb #96e79977
 class Panel:
-    "One model, one set of controls, one grid."
+    "One model with its controls: a grid of samples that follows them, two numbers, and a scrubber over the steps."
     KEPT = 64  # drawings in the cache; one of 20 MNIST images in 12 steps takes 2 MB
 
     def __init__(self,
         pipeline: GeneratorPipeline,
-        judge: Judge | None = None,                      # None: no numbers
-        wish: SamplingRequest = SamplingRequest(),                             # to begin with
+        judge: Judge | None = None,                 # None: no numbers
+        wish: SamplingRequest = SamplingRequest(),  # to begin with
         samplers: Mapping[str, Sampler] = SAMPLERS,
-        folder: Path | str = ".",                        # where Save puts its pictures
+        folder: Path | str = ".",                   # where Save puts its pictures
     ):
         self.pipeline, self.judge, self.samplers, self.folder = pipeline, judge, samplers, Path(folder)
-        self.worker, self.cache, self.shown = LatestTaskWorker(), OrderedDict(), None
+        self.worker, self.asked = LatestTaskWorker(), wish
+        self.cache: OrderedDict[SamplingRequest, SamplingProgress] = OrderedDict()
+        self.shown: tuple[SamplingRequest, SamplingProgress] | None = None
         self.controls = controls_for(pipeline, samplers, wish)
-        self.w = ipywidgets.HTML()
         self.sample, self.stop, self.save = (
             ipywidgets.Button(description=name) for name in ("Sample", "Stop", "Save PNG")
         )
         self.progress = ipywidgets.IntProgress(min=0, max=wish.steps, layout=ipywidgets.Layout(width="12em"))
-        self.status, self.numbers = ipywidgets.HTML(), ipywidgets.HTML()
+        self.w, self.status, self.numbers = (ipywidgets.HTML() for _ in range(3))
         fit = ipywidgets.Layout(max_width="100%", object_fit="contain")
         self.image, self.frame = (ipywidgets.Image(format="png", layout=fit) for _ in range(2))
         self.scrubber = ipywidgets.IntSlider(
-            min=1,
-            max=wish.steps,
-            value=wish.steps,
-            description="step",
-            style={"description_width": "10em"},
-            layout=ipywidgets.Layout(width="30em"),
+            min=1, max=wish.steps, value=wish.steps, description="step",
+            style={"description_width": "10em"}, layout=ipywidgets.Layout(width="30em"),
         )
-        buttons = ipywidgets.HBox([self.sample, self.stop, self.save, self.progress])
-        c = self.controls
-        self.widget = ipywidgets.VBox(
-            [
-                c["guidance_scale"],
-                self.w,
-                *(c[name] for name in c if name != "guidance_scale"),
-                buttons,
-                self.status,
-                self.image,
-                self.numbers,
-                self.scrubber,
-                self.frame,
-            ]
-        )
+        self.widget = self.arranged()
         self.connect()
         self.request()
+
+    def arranged(self) -> ipywidgets.VBox:
+        "The controls with the buttons, then the picture with its numbers, then the scrubber with its frame."
+        others = [control for name, control in self.controls.items() if name != "guidance_scale"]
+        buttons = ipywidgets.HBox([self.sample, self.stop, self.save, self.progress])
+        return ipywidgets.VBox([self.controls["guidance_scale"], self.w, *others, buttons, self.status,
+                                self.image, self.numbers, self.scrubber, self.frame])
 
     def connect(self) -> None:
         "Let each control do its part."
@@ -220,10 +215,11 @@ class Panel:
     def wish(self) -> SamplingRequest:
         "What the controls say now."
         values = {name: control.value for name, control in self.controls.items()}
-        label, interval, switched_on = (values.pop(name) for name in ("label", "guidance_interval", "interval"))
-        return SamplingRequest(
-            **values, label=None if label == ALL else label, guidance_interval=interval if switched_on else None
-        )
+        if values["label"] == ALL:
+            values["label"] = None
+        if not values.pop("interval"):
+            values["guidance_interval"] = None
+        return SamplingRequest(**values)
 
     def request(self, again: bool = False) -> None:
         "Show what the controls say: from the cache, or drawn now."
@@ -276,9 +272,8 @@ class Panel:
         "A finished drawing: images, numbers, and the scrubber at its last step."
         self.shown = wish, drawing
         self.image.value = self.grid(drawing)
-        self.numbers.value = (
-            "" if self.judge is None else status_line(describe_quality(quality_of(drawing, self.judge)))
-        )
+        if self.judge is not None:
+            self.numbers.value = status_line(describe_quality(quality_of(drawing, self.judge)))
         self.status.value = status_line("from the cache")
         self.scrubber.max = len(drawing.steps)
         self.scrubber.value = len(drawing.steps)
@@ -286,41 +281,35 @@ class Panel:
 
     def show_step(self) -> None:
         "x_t and the predicted x0 at the step of the scrubber: no call of the model."
-        if self.shown is not None:
-            _, drawing = self.shown
-            step, first = drawing.steps[self.scrubber.value - 1], slice(drawing.columns)
-            names = [f"x_t, t={step.t}", "predicted x0"]
-            self.frame.value = png_grid(
-                torch.cat([step.x[first], step.x0[first]]), drawing.columns, max(2, 56 // step.x.shape[-1]), names
-            )
+        if self.shown is None:
+            return
+        _, drawing = self.shown
+        step, first = drawing.steps[self.scrubber.value - 1], slice(drawing.columns)
+        images, scale = torch.cat([step.x[first], step.x0[first]]), max(2, 56 // step.x.shape[-1])
+        self.frame.value = png_grid(images, drawing.columns, scale, [f"x_t, t={step.t}", "predicted x0"])
 
     def save_png(self) -> None:
         "Write the images that are shown, under a name that says what they are."
         try:
-            require(
-                self.shown is not None,
-                "saving before there is a picture",
-                "a finished grid",
-                "Press Sample and wait for it.",
-            )
+            if self.shown is None:
+                raise UserError("saving before there is a picture is not possible; allowed: a finished grid. "
+                                "Press Sample and wait for it.")
             wish, drawing = self.shown
-            path = (
-                self.folder / f"guidance_s{wish.guidance_scale:g}_{wish.sampler}_{wish.steps}steps_seed{wish.seed}.png"
-            )
-            with atomic_write(path) as file:
+            name = f"guidance_s{wish.guidance_scale:g}_{wish.sampler}_{wish.steps}steps_seed{wish.seed}.png"
+            with atomic_write(self.folder / name) as file:
                 file.write_bytes(self.grid(drawing))
-            self.status.value = status_line(f"saved: {path}")
+            self.status.value = status_line(f"saved: {self.folder / name}")
         except (OSError, UserError) as error:
             self.status.value = status_line(error_sentence(error), error=True)
 
 # %% ../../nbs/63_guidance_explorer.ipynb #e1219c9c
 class GuidanceExplorer:
-    "A panel, and on request a second one beside it."
+    "Sliders for classifier-free guidance beside the samples that they give; on request a second panel to compare."
 
     def __init__(self,
         pipeline: GeneratorPipeline,
         judge: Judge | None = None,   # None: no numbers
-        **panel,                      # `wish`, `samplers`, `folder`: as for `Panel`
+        **panel: Any,                 # `wish`, `samplers`, `folder`: as for `Panel`
     ):
         self.make = lambda wish: Panel(pipeline, judge, **{**panel, "wish": wish})
         self.panels = [self.make(panel.get("wish", SamplingRequest()))]

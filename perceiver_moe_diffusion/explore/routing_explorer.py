@@ -28,49 +28,52 @@ from ..models.moe import expert_load
 from ..pipelines.generate import GeneratorPipeline
 
 # %% ../../nbs/66_routing_explorer.ipynb #feaa741e
+Recorder = Callable[[int], RoutingRecord]  # seed of the noise -> what was recorded; e.g. `partial(record_routing, …)`
+
+
 def load_picture(
-    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
+    pipeline: GeneratorPipeline, watched: Recorder, layer: str, classes: Sequence[int], seed: int
 ) -> Figure:
-    "Load of all layers."
+    "Expert load of all layers."
     return show_load(expert_load(list(watched(seed).of_classes(classes).routings.values())))
 
 
-def one_layer(watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int) -> RoutingRecord:
-    "What one layer did for some classes."
+def patch_picture(
+    pipeline: GeneratorPipeline, watched: Recorder, layer: str, classes: Sequence[int], seed: int
+) -> Figure:
+    "Patches with their top experts, while an image of each class is drawn."
+    return show_patches(patch_maps(pipeline, classes, seed), [pipeline.class_names[label] for label in classes])
+
+# %% ../../nbs/66_routing_explorer.ipynb #a4c07315
+def one_layer(watched: Recorder, layer: str, classes: Sequence[int], seed: int) -> RoutingRecord:
+    "The routing of one layer for some classes."
     seen = watched(seed).of_classes(classes)
     require(layer in seen.routings, f"layer={layer!r}", ", ".join(seen.routings))
     return seen._replace(routings={layer: seen.routings[layer]})
 
 
 def time_picture(
-    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
+    pipeline: GeneratorPipeline, watched: Recorder, layer: str, classes: Sequence[int], seed: int
 ) -> Figure:
-    "Noise level × expert."
+    "Heat map of timestep × expert."
     return show_time(one_layer(watched, layer, classes, seed), pipeline.diffusion.timesteps)
 
 
 def class_picture(
-    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
+    pipeline: GeneratorPipeline, watched: Recorder, layer: str, classes: Sequence[int], seed: int
 ) -> Figure:
-    "Class × expert."
+    "Heat map of class × expert."
     return show_classes(one_layer(watched, layer, classes, seed), pipeline.class_names)
 
 
-def patch_picture(
-    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
-) -> Figure:
-    "The decoder's patches while an image of each class is drawn."
-    return show_patches(patch_maps(pipeline, classes, seed), [pipeline.class_names[label] for label in classes])
-
-
 def co_activation_picture(
-    pipeline: GeneratorPipeline, watched: Callable[[int], RoutingRecord], layer: str, classes: Sequence[int], seed: int
+    pipeline: GeneratorPipeline, watched: Recorder, layer: str, classes: Sequence[int], seed: int
 ) -> Figure:
-    "Experts × experts."
+    "Heat map of expert co-activation."
     return show_co_activation(one_layer(watched, layer, classes, seed).routings)
 
-
-PICTURES = {
+# %% ../../nbs/66_routing_explorer.ipynb #fc2df461
+PICTURES: dict[str, Callable[..., Figure]] = {
     "load": load_picture,
     "over time": time_picture,
     "over class": class_picture,
@@ -81,14 +84,13 @@ PICTURES = {
 
 def routing_picture(
     pipeline: GeneratorPipeline,
-    # seed -> what was watched, e.g. `partial(watch, pipeline, images, labels)`
-    watched: Callable[[int], RoutingRecord],
-    picture: str,                       # a name in `PICTURES`
+    watched: Recorder,
+    picture: str,                   # a name in `PICTURES`
     layer: str = "decoder",
-    classes: Sequence[int] = (0,),      # whose images count, or what is drawn
+    classes: Sequence[int] = (0,),  # whose images count, or what is drawn
     seed: int = 0,
 ) -> Figure:
-    "One of the pictures of this notebook by its name."
+    "One of the pictures of routing, by its name."
     require(picture in PICTURES, f"picture={picture!r}", ", ".join(PICTURES))
     return PICTURES[picture](pipeline, watched, layer, pipeline.labels(classes).tolist(), seed)
 
@@ -98,12 +100,10 @@ def routing_explorer(
     images: torch.Tensor,                  # [N, C, H, W] to watch the routers on
     labels: Sequence[int] | torch.Tensor,  # [N]
 ) -> LiveFigure:
-    "The pictures of this notebook with menus for picture, layer and class, and a seed for the noise."
+    "Routing pictures with menus for picture, layer and class, and a seed for the noise."
     layers = list(record_routing(pipeline, images[:1], labels[:1]).routings)  # a dense model is refused here
-    classes = {
-        "all": tuple(range(len(pipeline.class_names))),
-        **{name: (i,) for i, name in enumerate(pipeline.class_names)},
-    }
+    one_class = {name: (i,) for i, name in enumerate(pipeline.class_names)}
+    classes = {"all": tuple(range(len(one_class))), **one_class}
     # a new picture of the same noise needs no new run of the model
     watched = lru_cache(maxsize=4)(partial(record_routing, pipeline, images, labels))
     return LiveFigure(partial(routing_picture, pipeline, watched), {

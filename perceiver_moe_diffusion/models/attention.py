@@ -26,7 +26,7 @@ def naive_attention(
     v: torch.Tensor,                   # [B, H, M, e] values
     mask: torch.Tensor | None = None,  # bool, broadcasts to [B, H, Q, M]; True = may be read
 ) -> torch.Tensor:                     # [B, H, Q, e]
-    "`softmax(QKᵀ/√d) V`, word by word (Vaswani et al. 2017, eq. 1). Shown and tested against, never used to train."
+    "Scaled dot-product attention `softmax(QKᵀ/√d) V`, word by word (Vaswani et al. 2017, eq. 1); never used to train."
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if mask is None:
         return scores.softmax(dim=-1) @ v
@@ -34,7 +34,7 @@ def naive_attention(
     return (weights * mask) @ v  # a query that may read nothing reads 0
 
 # %% ../../nbs/21_attention.ipynb #ca8abb67
-# matrix product, softmax, matrix product, in place of the fused attention
+# matrix product, softmax, matrix product, in the place of the fused kernel
 math_attention = partial(sdpa_kernel, SDPBackend.MATH)
 
 # %% ../../nbs/21_attention.ipynb #ca8c9b50
@@ -47,11 +47,8 @@ class Attention(nn.Module):
         num_heads: int = 4,              # H; divides `dim`
     ):
         super().__init__()
-        require(
-            num_heads >= 1 and dim % num_heads == 0,
-            f"dim={dim} with num_heads={num_heads}",
-            "a dim that num_heads divides",
-        )
+        require(num_heads >= 1 and dim % num_heads == 0, f"dim={dim} with num_heads={num_heads}",
+                "a dim that num_heads divides")
         self.num_heads = num_heads
         self.to_q = nn.Linear(dim, dim)
         self.to_kv = nn.Linear(context_dim or dim, 2 * dim)  # keys and values in one matmul
@@ -65,11 +62,10 @@ class Attention(nn.Module):
         context = x if context is None else context
         q = rearrange(self.to_q(x), "b q (h d) -> b h q d", h=self.num_heads)
         k, v = rearrange(self.to_kv(context), "b m (two h d) -> two b h m d", two=2, h=self.num_heads)
-        # the fused one is 5 × slower there
+        attn_mask = None if mask is None else check_mask(mask, context)
+        # in bfloat16 on a CPU the fused kernel is 5 × slower
         with math_attention() if q.dtype is torch.bfloat16 and q.device.type == "cpu" else nullcontext():
-            read = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=None if mask is None else check_mask(mask, context)
-            )
+            read = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.to_out(rearrange(read, "b h q d -> b q (h d)"))
 
 # %% ../../nbs/21_attention.ipynb #cd579a33
@@ -77,7 +73,7 @@ def check_mask(
     mask: torch.Tensor,     # [B, M] bool, True = may be read
     context: torch.Tensor,  # [B, M, C]
 ) -> torch.Tensor:          # [B, 1, 1, M], for every head and query
-    "The mask in the shape that attention wants, or a `UserError`."
+    "Attention mask in the shape that all heads share, or a `UserError`."
     require(
         mask.dtype == torch.bool and mask.shape == context.shape[:2],
         f"a mask of {mask.dtype} and shape {tuple(mask.shape)}",
@@ -87,7 +83,7 @@ def check_mask(
 
 # %% ../../nbs/21_attention.ipynb #0f6de8da
 class MLP(nn.Sequential):
-    "Two linear layers with a GELU between them, on each row alone: [..., dim] -> [..., dim]."
+    "Two-layer perceptron with a GELU, on each token alone: [..., dim] -> [..., dim]."
 
     def __init__(self,
         dim: int,          # channels in and out
@@ -99,7 +95,7 @@ class MLP(nn.Sequential):
 
 
 class Dense(nn.Module):
-    "The ordinary feed-forward layer in the shape that a `Block` expects: an output, and no routing to report."
+    "Dense feed-forward layer in the shape that a `Block` expects: an output, and no routing to report."
 
     def __init__(self, dim: int, mult: float = 4, dropout: float = 0.0):
         super().__init__()
@@ -113,10 +109,7 @@ class Dense(nn.Module):
 
 # %% ../../nbs/21_attention.ipynb #37b29eb0
 class Block(nn.Module):
-    """A pre-norm transformer block.
-
-    Attention (cross or self), then a feed-forward layer that may be a mixture of experts.
-    """
+    "Pre-norm transformer block: attention (cross or self), then a feed-forward layer that may be a mixture of experts."
 
     def __init__(self,
         dim: int,                                            # channels of x

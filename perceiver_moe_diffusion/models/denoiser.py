@@ -13,25 +13,28 @@ import torch
 from torch import nn
 
 from ..core import renamed_arguments, require
-from .adapters import ConvAdapter, InputQuery
+from .adapters import ConvAdapter, ImageAdapter, InputQuery, QueryProvider
 from .perceiver import PerceiverIO
 
 # %% ../../nbs/25_denoiser.ipynb #7d1bfaa2
 def timestep_embedding(
-    t: torch.Tensor,           # [B] noise levels
+    t: torch.Tensor,           # [B] timesteps
     dim: int,                  # channels, even
-    max_period: float = 1e4,
+    max_period: float = 1e4,   # the longest wave has about 2π times this length
 ) -> torch.Tensor:             # [B, dim]: cosines, sines
-    "Sinusoidal embedding (Vaswani et al. 2017, section 3.5)."
+    "Sinusoidal timestep embedding (Vaswani et al. 2017, section 3.5)."
     frequency = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
     angle = t.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 # %% ../../nbs/25_denoiser.ipynb #b1fe2712
 class TimeAndClass(nn.Module):
-    "One vector that says how noisy the image is and what it shall show; the last class is \"no label\"."
+    "Condition embedding: timestep and class label in one vector; the last class is \"no label\"."
 
-    def __init__(self, num_classes: int, dim: int):
+    def __init__(self,
+        num_classes: int,
+        dim: int,          # channels of the condition
+    ):
         super().__init__()
         self.num_classes = num_classes
         self.time = nn.Sequential(nn.Linear(64, dim), nn.SiLU(), nn.Linear(dim, dim))
@@ -43,16 +46,16 @@ class TimeAndClass(nn.Module):
 
 # %% ../../nbs/25_denoiser.ipynb #5f19ad2c
 class PerceiverDenoiser(nn.Module):
-    "Perceiver IO as a denoiser: an adapter for images, a query generator, the core, and a condition (time and class)."
+    "Perceiver IO denoiser: image adapter, query provider, core, and a condition of timestep and class label."
 
     @renamed_arguments(image_shape="input_shape")
     def __init__(self,
-        input_shape: Sequence[int],                     # (C, H, W)
+        input_shape: Sequence[int],                           # (C, H, W)
         num_classes: int,
-        adapter: Callable[..., nn.Module] = ConvAdapter,   # adapter(image_shape, condition_dim): an `ImageAdapter`
-        query: Callable[..., nn.Module] = InputQuery,      # query(positions, token_dim, query_dim): a `QueryProvider`
-        core: Callable[..., nn.Module] = PerceiverIO,      # core(input_dim, query_dim)
-        condition_dim: int = 128,
+        adapter: Callable[..., ImageAdapter] = ConvAdapter,   # adapter(image_shape, condition_dim)
+        query: Callable[..., QueryProvider] = InputQuery,     # query(positions, token_dim, query_dim)
+        core: Callable[..., PerceiverIO] = PerceiverIO,       # core(input_dim, query_dim)
+        condition_dim: int = 128,                             # channels of the condition
     ):
         super().__init__()
         self.input_shape, self.num_classes, self.null_label = tuple(input_shape), num_classes, num_classes
@@ -65,15 +68,12 @@ class PerceiverDenoiser(nn.Module):
 
     def forward(self,
         x: torch.Tensor,              # [B, C, H, W] noisy images
-        t: torch.Tensor,              # [B] long, noise levels
+        t: torch.Tensor,              # [B] long, timesteps
         label: torch.Tensor,          # [B] long, 0 … num_classes−1, or `null_label`
         return_routing: bool = False, # also return the `Routing` of each mixture-of-experts layer
     ) -> torch.Tensor | tuple[torch.Tensor, list]:  # [B, C, H, W]
-        require(
-            x.shape[1:] == self.input_shape,
-            f"images of shape {tuple(x.shape[1:])}",
-            f"{self.input_shape}, which this model was made for",
-        )
+        given, made_for = tuple(x.shape[1:]), self.input_shape
+        require(given == made_for, f"images of shape {given}", f"{made_for}, which this model was made for")
         condition = self.condition(t, label)
         tokens, skip = self.adapter.tokens(x, condition)
         output = self.core(tokens, self.query(tokens), extra_latents=self.to_latent(condition).unsqueeze(1))

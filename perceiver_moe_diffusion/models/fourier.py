@@ -7,6 +7,7 @@ __all__ = ['grid_positions', 'fourier_encode']
 
 # %% ../../nbs/20_fourier.ipynb #6c9bbade
 import math
+from collections.abc import Iterable
 from numbers import Real
 
 import torch
@@ -19,12 +20,9 @@ def grid_positions(
     shape: tuple[int, ...],  # points along each axis, e.g. `(28, 28)`
     centres: bool = True,    # True: centres of the pixels; False: from edge to edge, end points included
 ) -> torch.Tensor:           # [N, d] in [-1, 1], the last axis varies fastest
-    "Coordinates of every point of an n-dimensional grid."
-    require(
-        len(shape) > 0 and all(n >= 1 for n in shape),
-        f"a grid of shape {tuple(shape)}",
-        "one axis or more, each with at least one point",
-    )
+    "Grid coordinates: the position of every point of an n-dimensional grid."
+    require(len(shape) > 0 and all(n >= 1 for n in shape), f"a grid of shape {tuple(shape)}",
+            "one axis or more, each with at least one point")
     axes = [(2 * torch.arange(n) + 1) / n - 1 if centres else torch.linspace(-1, 1, n) for n in shape]
     return torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")], dim=-1)
 
@@ -34,12 +32,9 @@ def band_frequencies(
     max_freq: float,  # μ, points along the axis
     like: torch.Tensor,  # dtype and device of the result
 ) -> torch.Tensor:    # [K], from 1 to the Nyquist frequency μ/2
-    "Frequencies of one axis, in half waves per unit of length."
-    require(
-        isinstance(max_freq, Real) and 0 < max_freq < math.inf,
-        f"max_freq={max_freq}",
-        "the number of points along the axis, more than 0",
-    )
+    "Frequency bands of one axis, in half waves per unit of length."
+    require(isinstance(max_freq, Real) and 0 < max_freq < math.inf, f"max_freq={max_freq}",
+            "the number of points along the axis, more than 0")
     return torch.linspace(1.0, max_freq / 2, num_bands, dtype=like.dtype, device=like.device)
 
 # %% ../../nbs/20_fourier.ipynb #90c97b42
@@ -50,12 +45,9 @@ def fourier_encode(
 ) -> torch.Tensor:                         # [N, d * (2K + 1)]: position, sines, cosines
     "Fourier features `[x, sin πfx, cos πfx]`, f linear from 1 to the Nyquist frequency μ/2 (Perceiver, section 3.2)."
     num_axes = positions.shape[-1]
-    rates = (max_freq,) * num_axes if isinstance(max_freq, Real) else tuple(max_freq)
-    require(
-        len(rates) == num_axes,
-        f"max_freq with {len(rates)} values for positions of {num_axes} axes",
-        "one number, or one per axis",
-    )
+    rates = tuple(max_freq) if isinstance(max_freq, Iterable) else (max_freq,) * num_axes
+    require(len(rates) == num_axes, f"max_freq with {len(rates)} values for positions of {num_axes} axes",
+            "one number, or one per axis")
     require(num_bands >= 0, f"num_bands={num_bands}", "0 or more; 0 leaves the position alone")
     frequency = torch.stack([band_frequencies(num_bands, rate, positions) for rate in rates])  # [d, K]
     angle = torch.pi * rearrange(positions, "n d -> n d 1") * frequency                        # [N, d, K]

@@ -7,17 +7,18 @@ __all__ = ['MixtureOfDenoisers', 'IntervalRouter', 'NoiseRouter', 'LabelRouter',
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #57c50365
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from ..core import UserError, renamed_arguments, require
 from .denoiser import timestep_embedding
-from .moe import Routing, TopKRouter, dispatch
+from .moe import Router, Routing, TopKRouter, dispatch
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #31107d94
 class MixtureOfDenoisers(nn.Module):
-    "Several denoisers, and a router that decides for each image who denoises it: itself a denoiser."
+    "Ensemble of expert denoisers: a router decides for each image which of them denoise it. Itself a denoiser."
 
     @renamed_arguments(image_shape="input_shape")
     def __init__(self,
@@ -36,17 +37,44 @@ class MixtureOfDenoisers(nn.Module):
 
     def forward(self,
         x: torch.Tensor,              # [B, C, H, W] noisy images
-        t: torch.Tensor,              # [B] long, noise levels
+        t: torch.Tensor,              # [B] long, timesteps
         label: torch.Tensor,          # [B] long, 0 … num_classes−1, or `null_label`
         return_routing: bool = False, # also return the `Routing` of the images (not of layers inside the experts)
-    ) -> torch.Tensor | tuple[torch.Tensor, list]:  # [B, C, H, W]
+    ) -> torch.Tensor | tuple[torch.Tensor, list[Routing]]:  # [B, C, H, W]
         routing = self.router(t, label)
-        y = dispatch(routing, self.experts, x, t, label)
+        y = dispatch(routing, list(self.experts), x, t, label)
         return (y, [routing]) if return_routing else y
+
+# %% ../../nbs/33_mixture_of_denoisers.ipynb #396292e2
+def _checked_intervals(
+    intervals: Sequence[Sequence[int]] | None,  # [start, end) of each expert, ascending; None: equal ones
+    num_experts: int,
+    timesteps: int,                             # T
+) -> list[tuple[int, ...]]:
+    "The (start, end) pairs of the experts, or a `UserError` where they do not cover [0, T)."
+    equal = [[i * timesteps // num_experts, (i + 1) * timesteps // num_experts] for i in range(num_experts)]
+    pairs = [tuple(pair) for pair in (equal if intervals is None else intervals)]
+    require(
+        len(pairs) == num_experts,
+        f"{len(pairs)} intervals for {num_experts} experts",
+        "an interval for each expert",
+    )
+    ends = [0, *(pair[1] for pair in pairs if len(pair) == 2)]
+    each_starts_where_the_last_ended = all(
+        len(pair) == 2 and pair[0] == start < pair[1] for pair, start in zip(pairs, ends)
+    )
+    require(
+        each_starts_where_the_last_ended and ends[-1] == timesteps,
+        f"intervals={[list(pair) for pair in pairs]}",
+        f"[start, end) pairs that cover [0, {timesteps}) in ascending order, without gap or overlap",
+        f"For example {equal}.",
+    )
+    return pairs
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #a50c85f5
 class IntervalRouter(nn.Module):
-    "An expert for each interval of noise levels (Lee et al. 2023, section 4)."
+    "Timestep-interval routing: an expert denoiser for each interval of timesteps (Lee et al. 2023, section 4)."
+    starts: torch.Tensor  # [E − 1] long, where the intervals but the first start
 
     def __init__(self,
         num_classes: int,                    # not needed here
@@ -56,29 +84,11 @@ class IntervalRouter(nn.Module):
         softness: float = 0.0,               # in training: share of images that go to an expert at random
     ):
         super().__init__()
-        equal = [[i * timesteps // num_experts, (i + 1) * timesteps // num_experts] for i in range(num_experts)]
-        pairs = [tuple(pair) for pair in (equal if intervals is None else intervals)]
-        require(
-            len(pairs) == num_experts,
-            f"{len(pairs)} intervals for {num_experts} experts",
-            "an interval for each expert",
-        )
-        ends = [0, *(pair[1] for pair in pairs if len(pair) == 2)]
-        covered = (
-            all(len(pair) == 2 and pair[0] == start < pair[1] for pair, start in zip(pairs, ends))
-            and ends[-1] == timesteps
-        )
-        require(
-            covered,
-            f"intervals={[list(pair) for pair in pairs]}",
-            f"[start, end) pairs that cover [0, {timesteps}) in ascending order, without gap or overlap",
-            f"For example {equal}.",
-        )
+        pairs = _checked_intervals(intervals, num_experts, timesteps)
         require(0 <= softness <= 1, f"softness={softness}", "0 to 1")
         self.softness = softness
-        self.register_buffer(
-            "starts", torch.tensor([start for start, _ in pairs[1:]], dtype=torch.long), persistent=False
-        )
+        starts = torch.tensor([start for start, _ in pairs[1:]], dtype=torch.long)
+        self.register_buffer("starts", starts, persistent=False)
         self.num_experts, self.timesteps = num_experts, timesteps
 
     def forward(self, t: torch.Tensor, label: torch.Tensor) -> Routing:  # [B], [B]
@@ -92,36 +102,37 @@ class IntervalRouter(nn.Module):
             expert_ids = torch.where(stray, anyone, expert_ids)
         chosen = torch.nn.functional.one_hot(expert_ids, self.num_experts).float()
         weight = torch.ones_like(expert_ids, dtype=torch.float32)
-        # softmax of the logits: all on the chosen
-        return Routing(expert_ids.unsqueeze(1), weight.unsqueeze(1), 50 * (chosen - 1))
+        logits = 50 * (chosen - 1)  # their softmax is all on the chosen
+        return Routing(expert_ids.unsqueeze(1), weight.unsqueeze(1), logits)
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #d1183c3b
 class NoiseRouter(nn.Module):
-    "A learned router over the noise level: any router of tokens, fed with an embedding of t."
+    "Learned timestep routing: any router of tokens, fed with the sinusoidal embedding of t."
 
     def __init__(self,
         num_classes: int,                                # not needed here
         num_experts: int,                                # E
-        top_k: int = 1,                                  # experts per image
-        router: Callable[..., nn.Module] = TopKRouter,   # router(dim, num_experts, top_k)
+        top_k: int = 1,                                  # activated experts per image
+        router: Callable[..., nn.Module] = TopKRouter,   # router(dim, num_experts, top_k), a `Router`
         dim: int = 64,                                   # channels of the embedding
     ):
         super().__init__()
         self.dim = dim
         self.embed = nn.Sequential(nn.Linear(dim, dim), nn.SiLU())
-        self.router = router(dim, num_experts, top_k)
+        self.router: Router = router(dim, num_experts, top_k)
 
     def forward(self, t: torch.Tensor, label: torch.Tensor) -> Routing:  # [B], [B]
         return self.router(self.embed(timestep_embedding(t, self.dim)))
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #a8900c22
 class LabelRouter(nn.Module):
-    "The k experts with the largest scores of the image's class: a learned table, in which pairs can be closed."
+    "Class-conditional routing: the top-k experts of a learned table, in which (class, expert) pairs can be closed."
+    open: torch.Tensor  # [num_classes + 1, E] bool: this class may be routed to this expert
 
     def __init__(self,
-        num_classes: int,    # the table has one row more, for \"no label\"
+        num_classes: int,    # the table has one row more, for "no label"
         num_experts: int,    # E
-        top_k: int = 2,      # experts per image, 1 to E
+        top_k: int = 2,      # activated experts per image, 1 to E
     ):
         super().__init__()
         require(1 <= top_k <= num_experts, f"top_k={top_k}", f"1 to {num_experts}, the number of experts")
@@ -137,36 +148,44 @@ class LabelRouter(nn.Module):
             )
         logits = self.table.masked_fill(~self.open, -torch.inf)[label]
         scores, expert_ids = logits.topk(self.top_k, dim=-1)
-        # with k = 1 the probability among all, as in `TopKRouter`
-        weight = (logits if self.top_k == 1 else scores).softmax(dim=-1)
-        weight = weight.gather(-1, expert_ids) if self.top_k == 1 else weight
+        weight = scores.softmax(dim=-1)
+        if self.top_k == 1:  # the probability among all, as in `TopKRouter`
+            weight = logits.softmax(dim=-1).gather(-1, expert_ids)
         return Routing(expert_ids.masked_fill(scores.isinf(), -1), weight, logits)
+
+# %% ../../nbs/33_mixture_of_denoisers.ipynb #c4be6355
+class _ClassDenoiser(Protocol):
+    "A denoiser that numbers its classes from 0."
+    num_classes: int
+    null_label: int  # the label that stands for "no label"
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor: ...
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #5577e291
 class ForClasses(nn.Module):
-    "An expert that knows some of the classes, called with the numbering of all of them."
+    "Label translation: a denoiser that knows some of the classes, called with the numbering of all of them."
+    local: torch.Tensor  # [num_classes + 1] long: what the denoiser calls a class, −1 where it does not know it
 
     @renamed_arguments(image_shape="input_shape")
     def __init__(self,
         input_shape: Sequence[int],          # (C, H, W)
         num_classes: int,                    # of all
         # called with input_shape=…, num_classes=…: those it knows; has `num_classes` and `null_label`
-        denoiser: Callable[..., nn.Module],
+        denoiser: Callable[..., _ClassDenoiser],
         classes: Sequence[int],              # the numbers that its classes have here, in its own order
     ):
         super().__init__()
-        self.denoiser, self.num_classes, self.null_label = (
-            denoiser(input_shape=input_shape, num_classes=len(classes)),
-            num_classes,
-            num_classes,
-        )
+        self.denoiser = denoiser(input_shape=input_shape, num_classes=len(classes))
+        self.num_classes = self.null_label = num_classes
+        known = self.denoiser.num_classes
         require(
-            len(classes) == self.denoiser.num_classes and all(0 <= c < num_classes for c in classes),
+            len(classes) == known and all(0 <= c < num_classes for c in classes),
             f"classes={list(classes)}",
-            f"{self.denoiser.num_classes} numbers from 0 to {num_classes - 1}, one for each class of the denoiser",
+            f"{known} numbers from 0 to {num_classes - 1}, one for each class of the denoiser",
         )
         local = torch.full((num_classes + 1,), -1)
-        local[list(classes)], local[num_classes] = torch.arange(len(classes)), self.denoiser.null_label
+        local[list(classes)] = torch.arange(len(classes))
+        local[num_classes] = self.denoiser.null_label
         self.register_buffer("local", local)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -175,38 +194,71 @@ class ForClasses(nn.Module):
         require(not unknown, f"class {unknown[0] if unknown else None}", "the classes of this expert")
         return self.denoiser(x, t, local)
 
+# %% ../../nbs/33_mixture_of_denoisers.ipynb #e41d3f08
+def _exists(part: nn.Module) -> Callable[..., nn.Module]:
+    "A constructor that returns what exists already, whatever it is called with."
+    return lambda *args, **kwargs: part
 
+
+def _label_router(mixture: MixtureOfDenoisers) -> LabelRouter:
+    "The router of a mixture that can grow and shrink."
+    router = mixture.router
+    if not isinstance(router, LabelRouter):
+        raise UserError(
+            f"a mixture with a {type(router).__name__} is not possible; allowed: one with a LabelRouter, whose table "
+            "says which class goes where."
+        )
+    return router
+
+
+def _rebuild(
+    like: MixtureOfDenoisers,
+    num_classes: int,
+    experts: Sequence[nn.Module],
+    table: torch.Tensor,  # [num_classes + 1, E]
+    open_: torch.Tensor,  # [num_classes + 1, E] bool
+) -> MixtureOfDenoisers:
+    "A mixture of experts that exist already, with a table that exists already."
+    router = LabelRouter(num_classes, len(experts), min(_label_router(like).top_k, len(experts)))
+    router.table, router.open = nn.Parameter(table.clone()), open_.clone()
+    rebuilt = MixtureOfDenoisers(like.input_shape, num_classes, _exists(router), [_exists(e) for e in experts])
+    return rebuilt.train(like.training)
+
+# %% ../../nbs/33_mixture_of_denoisers.ipynb #c09acfd0
 def add_expert(
     mixture: MixtureOfDenoisers,   # with a `LabelRouter`; it is left as it is, and its experts are shared
-    denoiser: nn.Module,           # of the new classes alone, numbered from 0
+    denoiser: _ClassDenoiser,      # an nn.Module, of the new classes alone, numbered from 0
 ) -> MixtureOfDenoisers:           # its classes: the old ones, then the new ones
-    "A mixture with one more expert for classes of its own. What it gives for the old classes is what it gave before."
-    old, new = mixture.num_classes, denoiser.num_classes
-    total, asked = old + new, mixture.router
-    table, open_ = (
-        asked.table.new_zeros(total + 1, len(mixture.experts) + 1),
-        torch.zeros(total + 1, len(mixture.experts) + 1, dtype=torch.bool),
-    )
-    rows = [*range(old), total]  # the old classes, and \"no label\"
-    table[rows, :-1], open_[rows, :-1] = asked.table.detach(), asked.open.cpu()
+    """Class-incremental growth: a mixture with one more expert, for classes of its own.
+
+    What it gives for the old classes is what it gave before.
+    """
+    router, old = _label_router(mixture), mixture.num_classes
+    total, num_experts = old + denoiser.num_classes, len(mixture.experts) + 1
+    rows = [*range(old), total]  # the old classes, and "no label"
+    table = router.table.new_zeros(total + 1, num_experts)
+    table[rows, :-1] = router.table.detach()
+    open_ = torch.zeros(total + 1, num_experts, dtype=torch.bool)
+    open_[rows, :-1] = router.open.cpu()
     open_[old:total, -1] = True
-    known = lambda expert, classes: ForClasses(mixture.input_shape, total, lambda **_: expert, classes)
+    known = lambda expert, classes: ForClasses(mixture.input_shape, total, _exists(expert), classes)
     experts = [known(expert, range(old)) for expert in mixture.experts] + [known(denoiser, range(old, total))]
     return _rebuild(mixture, total, experts, table, open_)
 
-
+# %% ../../nbs/33_mixture_of_denoisers.ipynb #4462e2ed
 def remove_expert(
     mixture: MixtureOfDenoisers,   # with a `LabelRouter`; it is left as it is
     number: int,                   # of the expert
 ) -> MixtureOfDenoisers:
-    "A mixture without one of its experts, which no class may be routed to."
+    "Expert pruning: a mixture without one of its experts, which no class may be routed to."
     require(
         0 <= number < len(mixture.experts) > 1,
         f"expert {number}",
         f"0 to {len(mixture.experts) - 1}, and not the last one",
     )
+    router = _label_router(mixture)
     label = torch.arange(mixture.num_classes + 1)
-    used = (mixture.router(label, label).expert_ids == number).any(dim=1).nonzero().flatten().tolist()
+    used = (router(label, label).expert_ids == number).any(dim=1).nonzero().flatten().tolist()
     names = ["no label" if c == mixture.num_classes else str(c) for c in used]
     require(
         not used,
@@ -215,25 +267,5 @@ def remove_expert(
         "Close it first: router.open[class, expert] = False.",
     )
     kept = [e for e in range(len(mixture.experts)) if e != number]
-    return _rebuild(
-        mixture,
-        mixture.num_classes,
-        [mixture.experts[e] for e in kept],
-        mixture.router.table.detach()[:, kept],
-        mixture.router.open[:, kept],
-    )
-
-# %% ../../nbs/33_mixture_of_denoisers.ipynb #e41d3f08
-def _rebuild(
-    like: MixtureOfDenoisers, num_classes: int, experts: Sequence[nn.Module], table: torch.Tensor, open_: torch.Tensor
-) -> MixtureOfDenoisers:
-    "A mixture of experts that exist already, with a table that exists already."
-    def router(num_classes: int, num_experts: int) -> LabelRouter:
-        made = LabelRouter(num_classes, num_experts, min(like.router.top_k, num_experts))
-        made.table, made.open = nn.Parameter(table.clone()), open_.clone()
-        return made
-
-    made = MixtureOfDenoisers(
-        like.input_shape, num_classes, router, [lambda expert=expert, **_: expert for expert in experts]
-    )
-    return made.train(like.training)
+    experts = [mixture.experts[e] for e in kept]
+    return _rebuild(mixture, mixture.num_classes, experts, router.table.detach()[:, kept], router.open[:, kept])

@@ -19,7 +19,8 @@ from ..diffusion.sampling import Sampler, trailing_step_pairs
 
 # %% ../../nbs/50_base.ipynb #801ac76a
 class Pipeline:
-    "A trained model ready for use, the base of all kinds: its device and dtype, labels and their names, checks."
+    "A trained model ready for inference, the base of all kinds: device and dtype, labels and their names, checks."
+    model: Any  # an `nn.Module` with `num_classes`, and what its kind calls (`Denoiser`): Python has no type for "both"
 
     def __init__(self,
         model: nn.Module,
@@ -44,11 +45,8 @@ class Pipeline:
 
     def check(self) -> None:
         "The parts must fit together."
-        require(
-            len(self.class_names) == self.model.num_classes,
-            f"{len(self.class_names)} names for {self.model.num_classes} classes",
-            "a name for each class",
-        )
+        names, classes = len(self.class_names), self.model.num_classes
+        require(names == classes, f"{names} names for {classes} classes", "a name for each class")
 
     def labels(self,
         labels: int | Sequence[int] | torch.Tensor,
@@ -58,13 +56,11 @@ class Pipeline:
             given = torch.as_tensor(labels).reshape(-1)
         except (TypeError, ValueError, RuntimeError):  # not numbers at all
             given = torch.empty(0)
+        classes = self.model.num_classes
         whole = given.dtype in (torch.int64, torch.int32, torch.uint8) and len(given) > 0
-        ok = whole and bool(((given >= 0) & (given < self.model.num_classes)).all())
-        require(
-            ok,
-            f"label={labels}",
-            f"whole numbers from 0 to {self.model.num_classes - 1} ({', '.join(self.class_names)})",
-        )
+        known = whole and bool(((given >= 0) & (given < classes)).all())
+        names = ", ".join(self.class_names)
+        require(known, f"label={labels}", f"whole numbers from 0 to {classes - 1} ({names})")
         return given.long().to(self.device)
 
 # %% ../../nbs/50_base.ipynb #1311ba01
@@ -72,19 +68,17 @@ def find_device(
     name: torch.device | str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps", …
 ) -> torch.device:
     "The device of a name; auto: cuda, else mps, else cpu."
-    there = [
-        kind
-        for kind, available in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-        if available
-    ] + ["cpu"]
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    there = [kind for kind, n in count.items() if n]
     if name == "auto":
         return torch.device(there[0])
     try:
         device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = None
-    require(device is not None and device.type in (*there, "meta"), f"device={name}", f"auto, {', '.join(there)}")
-    return device
+        known = device.type == "meta" or (device.index or 0) < count.get(device.type, 0)
+    except (RuntimeError, TypeError):  # not the name of any device
+        known = False
+    require(known, f"device={name}", f"auto, {', '.join(there)}")
+    return torch.device(name)
 
 # %% ../../nbs/50_base.ipynb #a8a389c9
 class SamplingPipeline(Pipeline):
@@ -104,10 +98,8 @@ class SamplingPipeline(Pipeline):
     ) -> Sampler:
         "The sampler with some settings changed; unknown names and values that cannot work are a `UserError`."
         known = set(self.sampler.__dataclass_fields__)
-        unknown = sorted(set(changes) - known)
-        require(
-            not unknown, f"{', '.join(unknown)} for the sampler {type(self.sampler).__name__}", ", ".join(sorted(known))
-        )
+        unknown = ", ".join(sorted(set(changes) - known))
+        require(not unknown, f"{unknown} for the sampler {type(self.sampler).__name__}", ", ".join(sorted(known)))
         sampler = replace(self.sampler, **changes)
         sampler.check()
         trailing_step_pairs(self.diffusion.timesteps, sampler.steps)
@@ -115,11 +107,8 @@ class SamplingPipeline(Pipeline):
 
     def seeds(self, seed: int, n: int) -> list[tuple[int, int]]:
         "What the noise of each of n images is drawn from."
-        require(
-            isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0,
-            f"seed={seed}",
-            "a whole number, 0 or more",
-        )
+        whole = isinstance(seed, int) and not isinstance(seed, bool)
+        require(whole and seed >= 0, f"seed={seed}", "a whole number, 0 or more")
         return [(seed, i) for i in range(n)]
 
 # %% ../../nbs/50_base.ipynb #ac0ff314
@@ -128,5 +117,6 @@ def portions(
     batch_size: int,  # at a time
 ) -> list[slice]:
     "Slices of at most `batch_size`, in order (mini-batches)."
+    require(n >= 1, "an input of no examples", "one example or more")
     require(isinstance(batch_size, int) and batch_size >= 1, f"batch_size={batch_size}", "a whole number, 1 or more")
     return [slice(start, start + batch_size) for start in range(0, n, batch_size)]

@@ -23,11 +23,8 @@ from .folder import check_writable, to_container
 from .overrides import load_config
 
 # %% ../../nbs/89_cli.ipynb #4e2bee88
-def sample_images(config: DictConfig) -> Path:  # the picture
-    "Draw images from a trained model into a PNG."
-    out = Path(config.out)
-    require(out.suffix == ".png" and not out.is_dir(), f"out={out}", "a file name that ends in .png")
-    require(out.parent.is_dir(), f"out={out}", "a file in a folder that exists")
+def chosen_pipeline(config: DictConfig) -> GeneratorPipeline:
+    "Load the trained generator that a person has chosen, by its run folder or by its name."
     require(
         (config.run is None) != (config.model is None),
         f"{'neither' if config.run is None else 'both'} of run and model",
@@ -36,17 +33,24 @@ def sample_images(config: DictConfig) -> Path:  # the picture
         f"{', '.join(pretrained_folders())}.",
     )
     pipeline = from_pretrained(config.model) if config.run is None else load_pipeline(config.run)
-    require(
-        isinstance(pipeline, GeneratorPipeline),
-        f"run={config.run}, a {type(pipeline).__name__},",
-        "a run that trained a generator (task=generate)",
-    )
-    pipeline.to(config.device).sampler = instantiate_node(config.sampler)
-    wanted = pipeline.labels(
-        range(pipeline.model.num_classes) if config.label is None else to_container(config)["label"]
-    )
+    kind = type(pipeline).__name__
+    require(isinstance(pipeline, GeneratorPipeline), f"run={config.run}, a {kind},",
+            "a run that trained a generator (task=generate)")
+    return pipeline
+
+
+def sample_images(config: DictConfig) -> Path:  # the picture
+    "Sample images from a trained model into a PNG."
+    out = Path(config.out)
+    require(out.suffix == ".png" and not out.is_dir(), f"out={out}", "a file name that ends in .png")
+    require(out.parent.is_dir(), f"out={out}", "a file in a folder that exists")
+    pipeline = chosen_pipeline(config).to(config.device)
+    pipeline.sampler = instantiate_node(config.sampler)
+    everything = range(pipeline.model.num_classes)
+    wanted = pipeline.labels(everything if config.label is None else to_container(config)["label"])
     pipeline.settings()
     check_writable(out.parent, "out")
+
     keep_memory()
     images = pipeline.sample(wanted.repeat_interleave(config.count), seed=config.seed, progress=True)
     save_images(images, out, config.count if config.count > 1 else len(wanted), scale=max(4, 160 // images.shape[-1]))
@@ -54,8 +58,12 @@ def sample_images(config: DictConfig) -> Path:  # the picture
     return out
 
 # %% ../../nbs/89_cli.ipynb #56cd4efe
+Action = Callable[[DictConfig, Sequence[str]], object]  # action(config, overrides)
+Multirun = Callable[[Sequence[str]], object]        # multirun(overrides), for -m
+
+
 def help_text(name: str, config_name: str, about: str, multirun: bool) -> str:
-    "What --help prints: usage, options, and the root file of the command, which is short, commented YAML."
+    "Help text: usage, options, and the root file of the command, which is short, commented YAML."
     lines = [
         f"{name}: {about}",
         "",
@@ -72,40 +80,40 @@ def help_text(name: str, config_name: str, about: str, multirun: bool) -> str:
 
 
 def dispatch_command(
-    name: str, config_name: str, action: Callable, about: str, arguments: Sequence[str], multirun: Callable | None
+    name: str, config_name: str, action: Action, about: str, arguments: Sequence[str], multirun: Multirun | None
 ) -> None:
-    "Do what a command line asks for."
+    "Parse a command line (options and overrides), and do what it asks for."
     options = {a for a in arguments if a.startswith("-")}
     overrides = [a for a in arguments if not a.startswith("-")]
     if options & {"-h", "--help"}:
-        return print(help_text(name, config_name, about, multirun is not None))
+        print(help_text(name, config_name, about, multirun is not None))
+        return
     allowed = ["--help", "--cfg", *(["-m"] if multirun else [])]
-    require(
-        options <= {*allowed, *(["--multirun"] if multirun else [])},
-        f"option {' '.join(sorted(options))}",
-        ", ".join(allowed),
-    )
+    known = {*allowed, *(["--multirun"] if multirun else [])}
+    require(options <= known, f"option {' '.join(sorted(options))}", ", ".join(allowed))
     if multirun and options & {"-m", "--multirun"}:
-        return multirun(overrides)
+        multirun(overrides)
+        return
     config = load_config(overrides, config_name)
     if "--cfg" in options:
-        return print(OmegaConf.to_yaml(config))
+        print(OmegaConf.to_yaml(config))
+        return
     action(config, overrides)
 
 
 def command(
     name: str,                               # as typed
     config_name: str,                        # the root file in `conf/`
-    action: Callable,                        # action(config, overrides)
+    action: Action,
     about: str,                              # a line for --help
     arguments: Sequence[str] | None = None,  # None: those of the process
-    multirun: Callable | None = None,        # multirun(overrides) for -m
+    multirun: Multirun | None = None,
 ) -> None:
-    "Read a command line and run it; a person's mistake is one line and exit status 2, Ctrl-C is status 130."
+    "Command-line entry point: a person's mistake is one line and exit status 2, Ctrl-C is status 130."
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return dispatch_command(
-            name, config_name, action, about, list(sys.argv[1:] if arguments is None else arguments), multirun
-        )
+        dispatch_command(name, config_name, action, about, given, multirun)
+        return
     except UserError as error:
         message, status = str(error), 2
     except KeyboardInterrupt as stopped:
@@ -118,9 +126,7 @@ def command(
 def pmd_train(arguments: Sequence[str] | None = None) -> None:
     "`pmd-train`: train a model, or with -m one for every combination of settings."
     def run(config: DictConfig, overrides: Sequence[str]) -> None:
-        from perceiver_moe_diffusion.runs.train import (
-            train,  # Lightning takes seconds to import, and a mistake should not wait for it
-        )
+        from perceiver_moe_diffusion.runs.train import train  # late: Lightning takes seconds, and a mistake should not
         train(config, overrides)
 
     def multirun(overrides: Sequence[str]) -> None:
@@ -131,9 +137,8 @@ def pmd_train(arguments: Sequence[str] | None = None) -> None:
 
 def pmd_sample(arguments: Sequence[str] | None = None) -> None:
     "`pmd-sample`: draw images from a trained model."
-    command(
-        "pmd-sample", "sample", lambda config, _: sample_images(config), "draw images from a trained model", arguments
-    )
+    run = lambda config, overrides: sample_images(config)
+    command("pmd-sample", "sample", run, "draw images from a trained model", arguments)
 
 
 def pmd_evaluate(arguments: Sequence[str] | None = None) -> None:

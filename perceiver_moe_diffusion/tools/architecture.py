@@ -42,29 +42,18 @@ ROOMS = {
         only=("torch", "einops"),
     ),
     "diffusion": Room("The forward process and its loss; samplers and guidance.", ("core",), only=("torch", "einops")),
-    "data": Room(
-        "Images, texts, questions; splits and batches that depend on nothing but a seed and a number.",
-        ("core", "compat"),
-        never=("lightning", "hydra", "matplotlib"),
-    ),
+    "data": Room("Images, texts, questions; splits and batches that depend on nothing but a seed and a number.",
+                 ("core", "compat"), never=("lightning", "hydra", "matplotlib")),
     "pipelines": Room("Trained models in use: draw, classify, enlarge; save and load.", MODEL_ROOMS, never=HEAVY),
     "training": Room("The training loop and its tasks.", (*MODEL_ROOMS, "compat", "data")),
     "image_grid": Room("Images side by side as one picture, without a drawing library.", ("core",), never=HEAVY),
     "figures": Room("Pictures of images, trajectories, routing and curves in one style.", (*MODEL_ROOMS, "image_grid")),
-    "evaluation": Room(
-        "How good is a model? Metrics with floors, and results that stay readable.",
-        (*MODEL_ROOMS, "data", "pipelines", "image_grid", "figures"),
-        never=("lightning", "hydra"),
-    ),
-    "runs": Room(
-        "From settings to a folder with a trained model: schemas, checks, training, report, sweeps, commands.",
-        TRAINED_ROOMS,
-    ),
-    "explore": Room(
-        "Pictures to touch: guidance, routing, attention maps, forward process.",
-        (*MODEL_ROOMS, "pipelines", "image_grid", "figures", "evaluation"),
-        never=("lightning", "hydra"),
-    ),
+    "evaluation": Room("How good is a model? Metrics with floors, and results that stay readable.",
+                       (*MODEL_ROOMS, "data", "pipelines", "image_grid", "figures"), never=("lightning", "hydra")),
+    "runs": Room("From settings to a folder with a trained model: schemas, checks, training, report, sweeps, commands.",
+                 TRAINED_ROOMS),
+    "explore": Room("Pictures to touch: guidance, routing, attention maps, forward process.",
+                    (*MODEL_ROOMS, "pipelines", "image_grid", "figures", "evaluation"), never=("lightning", "hydra")),
     "experiments": Room("Five systems on one core, each measured.", (*TRAINED_ROOMS, "runs", "explore")),
     "tools": Room("Benchmarks, and how the repository makes itself.", (*TRAINED_ROOMS, "runs", "explore")),
 }
@@ -181,36 +170,20 @@ def face_of(room: Path, about: str) -> str:
         if names:
             listed = ", ".join(f'"{public}"' for public in names)
             lines.append(
-                textwrap.fill(
-                    f'"{name}": [{listed}],',
-                    118,
-                    initial_indent=" " * 4,
-                    subsequent_indent=" " * 8,
-                    break_long_words=False,
-                )
+                textwrap.fill(f'"{name}": [{listed}],', 118, initial_indent=" " * 4, subsequent_indent=" " * 8,
+                              break_long_words=False)
             )
     return "\n".join(
-        [
-            f'"{about}"',
-            "# Made from the modules' public names by `pmd-dev faces`.",
-            "from lazy_loader import attach",
-            "",
-            "__getattr__, __dir__, __all__ = attach(__name__, submod_attrs={",
-            *lines,
-            "})",
-            "",
-        ]
+        [f'"{about}"', "# Made from the modules' public names by `pmd-dev faces`.", "from lazy_loader import attach",
+         "", "__getattr__, __dir__, __all__ = attach(__name__, submod_attrs={", *lines, "})", ""]
     )
 
 
 def make_faces(root: Path, check: bool = False) -> list[Path]:  # the files that were out of date
     "Write the face of each room that is a folder."
     package = root / PACKAGE
-    faces = {
-        package / name / "__init__.py": face_of(package / name, room.about)
-        for name, room in ROOMS.items()
-        if (package / name).is_dir()
-    }
+    faces = {package / name / "__init__.py": face_of(package / name, room.about) for name,
+             room in ROOMS.items() if (package / name).is_dir()}
     return [path for path, text in faces.items() if write_if_changed(path, text, check)]
 
 # %% ../../nbs/94_architecture.ipynb #b41318ac
@@ -236,45 +209,56 @@ def room_arrows(imports: Sequence[Import]) -> dict[str, set[str]]:
 
 
 STYLE_OF_PICTURE = """
-  text { font: 13px system-ui, sans-serif; fill: #1f2328 } .small { font-size: 10px; fill: #59636e }
-  rect { fill: #f6f8fa; stroke: #59636e } path { stroke: #0072B2; fill: none; stroke-width: 1.2; opacity: .55 } marker path { fill: #0072B2; stroke: none }
-  @media (prefers-color-scheme: dark) { text { fill: #f0f6fc } .small { fill: #9198a1 } rect { fill: #151b23; stroke: #9198a1 }
-    path { stroke: #56B4E9 } marker path { fill: #56B4E9 } }"""
+  text { font: 13px system-ui, sans-serif; fill: #1f2328 }
+  .small { font-size: 10px; fill: #59636e }
+  rect { fill: #f6f8fa; stroke: #59636e }
+  path { stroke: #0072B2; fill: none; stroke-width: 1.2; opacity: .55 }
+  marker path { fill: #0072B2; stroke: none }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #f0f6fc }
+    .small { fill: #9198a1 }
+    rect { fill: #151b23; stroke: #9198a1 }
+    path { stroke: #56B4E9 }
+    marker path { fill: #56B4E9 }
+  }"""
+WIDTH, BOX_WIDTH, BOX_HEIGHT, FLOOR_HEIGHT = 760, 150, 44, 84  # pixels
+TIP = """<defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+<path d="M0 0L8 4L0 8z"/></marker></defs>"""
+
+
+def svg_box(name: str, modules: int, x: float, y: float) -> str:
+    "A room: its name, and how many modules it holds; (x, y) is the middle of its upper edge."
+    many = f"{modules} module{'s' * (modules != 1)}"
+    return (f'<rect x="{x - BOX_WIDTH / 2:.0f}" y="{y:.0f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6"/>'
+            f'<text x="{x:.0f}" y="{y + 19:.0f}" text-anchor="middle">{name}</text>'
+            f'<text class="small" x="{x:.0f}" y="{y + 35:.0f}" text-anchor="middle">{many}</text>')
+
+
+def svg_arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
+    "From the lower edge of one room to the upper edge of another."
+    (x, y), (to_x, to_y) = start, end
+    y += BOX_HEIGHT
+    curve = f"M{x:.0f} {y:.0f} C{x:.0f} {y + 26:.0f} {to_x:.0f} {to_y - 30:.0f} {to_x:.0f} {to_y - 3:.0f}"
+    return f'<path d="{curve}" marker-end="url(#tip)"/>'
 
 
 def draw_house(imports: Sequence[Import]) -> str:
-    """The rooms and their imports as an SVG that reads on light and dark pages.
-
-    An arrow that longer ones imply is left out.
-    """
+    "The rooms and their imports as an SVG that reads on light and dark pages; an arrow that longer ones imply is left out."
     arrows = room_arrows(imports)
     floors = floors_of(arrows)
-    rows = [[room for room in ROOMS if floors[room] == floor] for floor in range(max(floors.values()) + 1)][::-1]
-    width, box_w, box_h, step = 760, 150, 44, 84
-    modules = {room: len({e.module for e in imports if e.room == room}) for room in ROOMS}
-    at = {
-        room: ((i + 0.5) * width / len(row), 20 + y * step) for y, row in enumerate(rows) for i, room in enumerate(row)
-    }
-    direct = {
-        room: {b for b in below if not any(b in reachable(arrows, c) for c in below - {b})}
-        for room, below in arrows.items()
-    }
-    lines = [
-        f'<path d="M{at[a][0]:.0f} {at[a][1] + box_h:.0f} C{at[a][0]:.0f} {at[a][1] + box_h + 26:.0f} {at[b][0]:.0f} '
-        f'{at[b][1] - 30:.0f} '
-        f'{at[b][0]:.0f} {at[b][1] - 3:.0f}" marker-end="url(#tip)"/>'
-        for a, below in direct.items()
-        for b in sorted(below)
-    ]
-    boxes = [f'<rect x="{x - box_w / 2:.0f}" y="{y:.0f}" width="{box_w}" height="{box_h}" rx="6"/>'
-             f'<text x="{x:.0f}" y="{y + 19:.0f}" text-anchor="middle">{room}</text>'
-             f'<text class="small" x="{x:.0f}" y="{y + 35:.0f}" text-anchor="middle">{modules[room]} '
-             f'module{"s" * (modules[room] != 1)}</text>'
-             for room, (x, y) in at.items()]
-    height = 40 + step * (len(rows) - 1) + box_h
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="Rooms of the package; an arrow is an import">'
-    tip = '<defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>'
-    return "\n".join([head, f"<style>{STYLE_OF_PICTURE}</style>", tip, *lines, *boxes, "</svg>", ""])
+    rows = [[room for room in ROOMS if floors[room] == floor] for floor in reversed(range(max(floors.values()) + 1))]
+    place = {room: ((i + 0.5) * WIDTH / len(row), 20.0 + y * FLOOR_HEIGHT)
+             for y, row in enumerate(rows) for i, room in enumerate(row)}
+    modules = {room: len({entry.module for entry in imports if entry.room == room}) for room in ROOMS}
+    lines = []
+    for room, below in arrows.items():
+        implied = {other for via in below for other in reachable(arrows, via)}
+        lines += [svg_arrow(place[room], place[other]) for other in sorted(below - implied)]
+    boxes = [svg_box(room, modules[room], x, y) for room, (x, y) in place.items()]
+    height = 40 + FLOOR_HEIGHT * (len(rows) - 1) + BOX_HEIGHT
+    about = "Rooms of the package; an arrow is an import"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{about}">'
+    return "\n".join([head, f"<style>{STYLE_OF_PICTURE}</style>", TIP, *lines, *boxes, "</svg>", ""])
 
 
 def make_picture(root: Path, check: bool = False) -> list[Path]:  # the file, if it was out of date

@@ -51,7 +51,9 @@ def check_all(root: Path) -> None:
     for path in stale:
         print(f"out of date: {path.relative_to(root)}")
     tools = (["ruff", "check", "."], ["mypy", PACKAGE])
-    failed = [tool for tool in tools if subprocess.run([sys.executable, "-m", *tool], cwd=root).returncode != 0]
+    failed = [
+        tool for tool in tools if subprocess.run([sys.executable, "-m", *tool], cwd=root, check=False).returncode != 0
+    ]
     if stale or failed:
         raise SystemExit(1)
 
@@ -82,11 +84,8 @@ def pmd_dev(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         known = bool(arguments) and arguments[0] in COMMANDS
-        require(
-            known,
-            f"pmd-dev {' '.join(arguments)}".strip(),
-            "tests, readme, faces, picture, check, run [NAME …] or student [FOLDER]",
-        )
+        require(known, f"pmd-dev {' '.join(arguments)}".strip(),
+                "tests, readme, faces, picture, check, run [NAME …] or student [FOLDER]")
         COMMANDS[arguments[0]](project_root(), arguments[1:])
     except UserError as error:
         print(f"pmd-dev: {error}", file=sys.stderr)

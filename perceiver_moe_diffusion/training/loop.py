@@ -9,7 +9,9 @@ __all__ = ['warmup_cosine', 'EMA', 'NonFiniteLoss', 'TrainingModule', 'TrainerDa
 import math
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from ..models.moe import Routing, balance_loss, router_z_loss
 with without_broken_torchvision():  # Lightning imports torchvision wherever it finds it, working or not
     from lightning import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.callbacks import WeightAveraging
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 # %% ../../nbs/45_loop.ipynb #3997bb08
 def warmup_cosine(
@@ -33,7 +36,7 @@ def warmup_cosine(
     warmup: int,  # steps from 0 to the full learning rate
     total: int,   # steps of the whole training
 ) -> float:       # what the learning rate is multiplied by
-    "Linear warm-up, then half a cosine down to 0."
+    "Learning-rate schedule: linear warm-up, then half a cosine down to 0."
     rise = min(1.0, (step + 1) / max(1, warmup))
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
 
@@ -42,15 +45,12 @@ def ema_decay(
     n: int,         # averages taken before this one
     decay: float,   # what it tends to, in [0, 1]
 ) -> float:         # the weight of the old average; the new weights count 1 minus it
-    "The decay of an average that is still young: `min(decay, (1 + n) / (10 + n))`."
+    "Decay of a moving average that is still young (EMA warm-up): `min(decay, (1 + n) / (10 + n))`."
     return min(decay, (1 + n) / (10 + n))
 
 # %% ../../nbs/45_loop.ipynb #26d4110b
 class EMA(WeightAveraging):
-    """Exponential moving average of the weights, with a warm-up.
-
-    It is used in validation and is what `fit` leaves in the module.
-    """
+    "Exponential moving average (EMA) of the weights, with a warm-up: validated, and what `fit` leaves in the module."
 
     def __init__(self, decay: float = 0.999):
         require_number("ema_decay", decay, 0, 1)
@@ -82,7 +82,7 @@ class EMA(WeightAveraging):
 def router_losses(
     routings: Sequence[Routing],  # one per mixture-of-experts layer; may be empty
 ) -> dict[str, torch.Tensor]:     # "balance" and "z", each the mean over the layers
-    "The router losses of a model, each layer on its own before they are averaged."
+    "Auxiliary losses of the routers (load balancing, z-loss): each layer on its own, then the mean."
     if not routings:
         return {"balance": torch.zeros(()), "z": torch.zeros(())}
     return {"balance": torch.stack([balance_loss(r) for r in routings]).mean(),
@@ -90,11 +90,11 @@ def router_losses(
 
 # %% ../../nbs/45_loop.ipynb #ee32649a
 class NonFiniteLoss(UserError):
-    "The loss became NaN or infinite; training further is pointless."
+    "The loss or a gradient became NaN or infinite (divergence); training further is pointless."
 
 # %% ../../nbs/45_loop.ipynb #a5835790
 def check_finite(name: str, value: torch.Tensor, step: int) -> None:
-    "Stop at the step that breaks the weights, before it does."
+    "Raise `NonFiniteLoss` for NaN or infinity: at the step that would break the weights, before it does."
     if not torch.isfinite(value):
         raise NonFiniteLoss(
             f"The {name} is {value.item()} at step {step}. Try a smaller optimizer.lr, or more task.warmup_steps; "
@@ -103,10 +103,11 @@ def check_finite(name: str, value: torch.Tensor, step: int) -> None:
 
 # %% ../../nbs/45_loop.ipynb #e23cae1d
 class TrainingModule(LightningModule):
-    """What all tasks share.
+    """What all trainings share (a `LightningModule`): schedule, auxiliary losses, seeds, and stops before NaN.
 
     Every random number of step n is a function of (seed, n), so a resumed run repeats the first one exactly.
     """
+    model: Any  # an `nn.Module`, called as its task calls it (e.g. a `Denoiser`): Python has no type for "both"
 
     def __init__(self,
         model: nn.Module,
@@ -128,6 +129,7 @@ class TrainingModule(LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        "The total loss of a batch, with the auxiliary losses; what is shown is the mean over all processes."
         # router noise, dropout
         torch.manual_seed(fold_seed(self.seed, Stream.ROUTER_NOISE, batch.step, self.trainer.global_rank))
         loss, routings = self.loss(batch, Stream.TRAINING_NOISE)
@@ -140,40 +142,40 @@ class TrainingModule(LightningModule):
         return loss + self.balance_weight * router["balance"] + self.z_weight * router["z"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        "Log the loss of a batch, with noise that training does not draw."
         loss, _ = self.loss(batch, Stream.VALIDATION_NOISE)
         self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.label))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        "The optimizer, and the learning rate as a function of the step."
         total = self.trainer.max_steps
-        require(
-            total >= 1,
-            f"max_steps={total}",
-            "1 or more",
-            "The batches have no end, and the learning rate follows the length of the training.",
-        )
+        endless = "The batches have no end, and the learning rate follows the length of the training."
+        require(total >= 1, f"max_steps={total}", "1 or more", endless)
         optimizer = self.make_optimizer(self.model.parameters())
         # else Lightning refuses to clip the gradients of a fused optimizer in mixed precision
-        optimizer._step_supports_amp_scaling = False
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total)
-        )
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # fused optimizers have it
+        rate = lambda step: warmup_cosine(step, self.warmup_steps, total)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        "Stop before a gradient that is no number reaches the weights."
         # with fp16 an overflow is normal: that step is skipped
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             check_finite("norm of the gradient", torch.nn.utils.get_total_norm(gradients), self.global_step)
 
-    def optimizer_step(self, *args, **kwargs) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        "Update the weights, then tell the modules that want to know, e.g. a router that balances with a bias."
         super().optimizer_step(*args, **kwargs)
-        for module in self.model.modules():  # e.g. a router that balances with a bias
+        for module in self.model.modules():
             if hasattr(module, "after_optimizer_step"):
                 module.after_optimizer_step()
 
 # %% ../../nbs/45_loop.ipynb #f325c8b2
 class TrainerData(LightningDataModule):
-    "A `DataModule` as Lightning's trainer wants it: `trainer.fit(task, TrainerData(data))`."
+    "A `DataModule` as Lightning's trainer wants it (`LightningDataModule`): `trainer.fit(task, TrainerData(data))`."
+    trainer: Trainer  # set by `fit`, before it asks for a loader
 
     def __init__(self, data: DataModule):
         super().__init__()
@@ -187,25 +189,25 @@ class TrainerData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         "The validation batches of this process."
-        return DataLoader(self.data.val_batches(self.trainer.global_rank, self.trainer.world_size), batch_size=None)
+        batches = self.data.val_batches(self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list of batches is a map-style data set
 
 # %% ../../nbs/45_loop.ipynb #e6ecfcaa
 class StopOnCtrlC(Callback):
-    "The first Ctrl-C ends training after the current step, with a checkpoint; a second one ends it at once."
+    "Stop on Ctrl-C (SIGINT): the first one after the current step, with a checkpoint; a second one at once."
 
     def __init__(self, path: Path):  # the checkpoint to write
-        self.path, self.asked, self.previous = Path(path), False, None
+        self.path, self.asked = Path(path), False
+        self.previous: Callable[[int, FrameType | None], Any] | int | None = None  # what Ctrl-C meant before
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        def handler(signum, frame):
+        def handler(signum: int, frame: FrameType | None) -> None:
             self.asked = True
             self.restore()
         self.asked = False
-        try:
+        # refused outside the main thread, e.g. by some notebook front ends: Ctrl-C then means what it always did
+        with suppress(ValueError):
             self.previous = signal.signal(signal.SIGINT, handler)
-        # not in the main thread, e.g. some notebook front ends: Ctrl-C then means what it always did
-        except ValueError:
-            pass
 
     def restore(self) -> None:
         "Ctrl-C means again what it meant before."
