@@ -5,5 +5,6 @@ import signal
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-# A shell starts its background jobs with Ctrl-C ignored, and they pass that on: the tests of Ctrl-C need it to mean something.
+# A shell starts its background jobs with Ctrl-C ignored, and they pass that on: the tests of Ctrl-C need it to mean
+# something.
 signal.signal(signal.SIGINT, signal.default_int_handler)

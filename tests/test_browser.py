@@ -13,11 +13,13 @@ from urllib.request import urlopen
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = "19_guidance_explorer.ipynb"
+NOTEBOOK = "63_guidance_explorer.ipynb"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LAB = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
-       "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+LAB = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--IdentityProvider.token=",
+       "--ServerApp.disable_check_xsrf=True", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=",
+       "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+           "--disable-component-update", "--disable-sync"]
 WAIT = 240_000  # milliseconds: a busy machine is slow, and correctness must not depend on a timing
 
 
@@ -32,12 +34,13 @@ def lab(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    places = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "JUPYTER_RUNTIME_DIR": "runtime",
-              "JUPYTER_CONFIG_DIR": "config", "IPYTHONDIR": "ipython"}
+    places = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+              "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTER_CONFIG_DIR": "config", "IPYTHONDIR": "ipython"}
     environment = {**os.environ, **{name: str(tmp_path / folder) for name, folder in places.items()}}
     with open(tmp_path / "lab.log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", f"--port={port}", f"--ServerApp.root_dir={tmp_path / 'work'}", *LAB],
-                                  cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        command_line = [sys.executable, "-m", "jupyterlab", f"--port={port}"]
+        command_line += [f"--ServerApp.root_dir={tmp_path / 'work'}", *LAB]
+        server = subprocess.Popen(command_line, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -65,7 +68,8 @@ def page(lab):
         page.set_default_timeout(WAIT)
         page.errors, page.external = [], []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("request", lambda request: page.external.append(request.url) if not re.match(rf"({lab}|ws{lab[4:]}|data:|blob:)", request.url) else None)
+        own = re.compile(rf"({lab}|ws{lab[4:]}|data:|blob:)")
+        page.on("request", lambda request: None if own.match(request.url) else page.external.append(request.url))
         yield page
         browser.close()
 
@@ -83,7 +87,7 @@ def handle(page, description):
 def test_the_explorer_answers_to_keyboard_and_mouse(lab, page):
     page.goto(f"{lab}/lab/tree/{NOTEBOOK}")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
-    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.sessionContext")
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext")
     page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
     command(page, "notebook:run-all-cells")
     image = page.locator("img.widget-image").first

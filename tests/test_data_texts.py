@@ -23,9 +23,8 @@ def texts_in(data, index=slice(None)):
 def test_docstrings_are_enough_for_a_hundred_of_each_class_and_never_twice():
     data = docstrings()
     train, val, test = split_indices(data, 0.1, 0.2, seed=0)
-    assert (
-        data.labels[train].bincount().min() >= 100 and len(subsample_per_class(train, data.labels, 100, seed=0)) == 700
-    )
+    assert data.labels[train].bincount().min() >= 100
+    assert len(subsample_per_class(train, data.labels, 100, seed=0)) == 700
     texts = texts_in(data)
     assert len(set(texts)) == len(texts), "no text can be in two parts, or have two labels"
     assert data.inputs(slice(0, 3)).dtype == torch.long and data.shape == (128,) and data.inputs().max() == 256
@@ -33,32 +32,27 @@ def test_docstrings_are_enough_for_a_hundred_of_each_class_and_never_twice():
 
 @pytest.mark.parametrize("max_length", [32, 128])
 def test_the_pretraining_set_shares_neither_packages_nor_texts_with_the_other(max_length):
-    first, second = (
-        docstrings(max_length=max_length),
-        docstrings(packages="pretraining", apart_from="few_shot", max_length=max_length),
-    )
+    first = docstrings(max_length=max_length)
+    second = docstrings(packages="pretraining", apart_from="few_shot", max_length=max_length)
     assert not set(texts_in(first)) & set(texts_in(second)) and not set(first.class_names) & set(second.class_names)
     modules = [{name for names in LIBRARY[which].values() for name in names} for which in LIBRARY]
     assert not modules[0] & modules[1]
-    assert set(texts_in(first)) & set(texts_in(docstrings(packages="pretraining", max_length=max_length))), (
-        "without apart_from they would"
-    )
+    together = docstrings(packages="pretraining", max_length=max_length)
+    assert set(texts_in(first)) & set(texts_in(together)), "without apart_from they would"
 
 
 def test_the_name_of_the_package_is_not_in_its_texts():
     data = docstrings()
     for label, name in enumerate(data.class_names):
-        words = {
-            word for text in texts_in(data, data.labels == label) for word in re.findall("[A-Za-z0-9]+", text.lower())
-        }
+        texts = texts_in(data, data.labels == label)
+        words = {word for text in texts for word in re.findall("[A-Za-z0-9]+", text.lower())}
         assert name not in words and len(words) > 100
-    assert _without_names(["The XML file, xmlns and lxml; xml_parse(XML)."], ["xml"]) == [
-        "The file, xmlns and lxml; _parse( )."
-    ]
+    without = _without_names(["The XML file, xmlns and lxml; xml_parse(XML)."], ["xml"])
+    assert without == ["The file, xmlns and lxml; _parse( )."]
 
 
 def test_docstrings_are_parsed_and_not_run():
-    # a module that opens a browser when it is imported
+    # antigravity opens a browser when it is imported
     assert "Compute geohash() using" in _docstrings_of("antigravity")[0]
     assert "antigravity" not in sys.modules
     assert _docstrings_of("bisect") and all("\n" not in text for text in _docstrings_of("bisect"))
@@ -92,20 +86,23 @@ def test_ag_news_as_it_is_published(tmp_path):
 
 
 def test_imdb_as_it_is_published(tmp_path):
-    (tmp_path / "IMDB Dataset.csv").write_text(
-        'review,sentiment\n"Good, really.<br /><br />Twice.",positive\nBad,negative\nBad,negative\n', encoding="utf-8"
-    )
+    published = 'review,sentiment\n"Good, really.<br /><br />Twice.",positive\nBad,negative\nBad,negative\n'
+    (tmp_path / "IMDB Dataset.csv").write_text(published, encoding="utf-8")
     data = text_csv(tmp_path / "IMDB Dataset.csv", label="sentiment", text=["review"])
-    assert (
-        texts_in(data) == ["Good, really. Twice.", "Bad"]
-        and data.class_names == ["negative", "positive"]
-        and data.labels.tolist() == [1, 0]
-    )
+    assert texts_in(data) == ["Good, really. Twice.", "Bad"]
+    assert data.class_names == ["negative", "positive"] and data.labels.tolist() == [1, 0]
 
 
 def test_what_is_tested_on_is_not_trained_on(tmp_path):
     data = text_csv(ag_news(tmp_path, test='"2","f","g"\n"1","h","i"\n'), **AG_NEWS)
     assert texts_in(data) == ['A "b" c', "d e", "f g", "h i"] and data.official_test == 2
+
+
+def test_labels_that_are_numbers_are_sorted_by_their_value(tmp_path):
+    (tmp_path / "many.csv").write_text("class,text\n10,a\n2,b\nten,c\n1,d\n2,e\n", encoding="utf-8")
+    data = text_csv(tmp_path / "many.csv")
+    assert data.class_names == ["1", "2", "10", "ten"] and data.labels.tolist() == [2, 1, 3, 0, 1]
+    assert data.official_test == 0
 
 
 @pytest.mark.parametrize("train,options,said", [

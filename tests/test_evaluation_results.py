@@ -3,10 +3,12 @@ import json
 import numpy as np
 import pytest
 from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.evaluation.metrics import Mean
 from perceiver_moe_diffusion.evaluation.results import archive_run
 from perceiver_moe_diffusion.evaluation.results import means_by
 from perceiver_moe_diffusion.evaluation.results import provenance_line
 from perceiver_moe_diffusion.evaluation.results import read_results
+from perceiver_moe_diffusion.evaluation.results import read_table
 from perceiver_moe_diffusion.evaluation.results import seed_mean
 from perceiver_moe_diffusion.evaluation.results import show_comparison
 from perceiver_moe_diffusion.evaluation.results import table_of
@@ -30,32 +32,29 @@ def test_what_is_kept_is_read_again(tmp_path):
 
 def test_of_a_log_some_columns_are_kept(tmp_path):
     table = "step,loss,val_loss,val_accuracy\n9,2.0,,\n19,1.5,,\n19,,1.4,0.5\n"
-    kept = archive_run(
-        write_run(
-            tmp_path,
-            "metrics",
-            table,
-            train_seconds=30.0,
-            accuracy=0.5,
-            accuracy_interval=[0.4, 0.6],
-            expert_load=[[1]],
-        ),
-        "b",
-        tmp_path / "out",
-        columns=("step", "val_accuracy"),
-    )
+    run = write_run(tmp_path, "metrics", table, train_seconds=30.0, accuracy=0.5, accuracy_interval=[0.4, 0.6],
+                    expert_load=[[1]])
+    kept = archive_run(run, "b", tmp_path / "out", columns=("step", "val_accuracy"))
     assert kept.rows == [{"step": 19, "val_accuracy": 0.5}] and kept.facts["seconds"] == 30
     assert kept.facts["results"] == {"train_seconds": 30.0, "accuracy": 0.5, "accuracy_interval": [0.4, 0.6]}
 
 
 def test_a_folder_that_is_no_run_and_a_name_that_is_not_there_are_refused(tmp_path):
-    with pytest.raises(UserError, match="finished run or sweep"):
+    told = r"^run=.* is not possible; allowed: the folder of a finished run or sweep of pmd-train \(it holds .*\)\.$"
+    with pytest.raises(UserError, match=told):
         archive_run(tmp_path, "a", tmp_path)
     with pytest.raises(UserError, match="results 'a' .* none, since"):
         read_results("a", tmp_path)
     archive_run(write_run(tmp_path, seconds=1.0), "b", tmp_path / "out")
     with pytest.raises(UserError, match="results 'a' .* b"):
         read_results("a", tmp_path / "out")
+
+
+def test_cells_are_numbers_where_they_can_be(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b,c,d,e\n-3,1e-3,nan,3-4,\n")
+    row, = read_table(tmp_path / "t.csv")
+    assert (row["a"], row["b"], row["d"]) == (-3, 0.001, "3-4") and isinstance(row["a"], int)
+    assert np.isnan(row["c"]) and "e" not in row
 
 
 def test_the_interval_is_students():
@@ -73,16 +72,20 @@ def test_the_interval_holds_the_truth_in_95_of_100_cases():
 
 
 def test_settings_keep_their_order_and_runs_that_failed_are_left_out():
-    rows = [
-        {"moe": "b", "k": 1, "fd": 2.0},
-        {"moe": "a", "k": 1, "fd": 1.0},
-        {"moe": "b", "k": 1, "error": "it broke"},
-        {"moe": "b", "k": 2, "fd": 4.0},
-    ]
+    rows = [{"moe": "b", "k": 1, "fd": 2.0}, {"moe": "a", "k": 1, "fd": 1.0},
+            {"moe": "b", "k": 1, "error": "it broke"}, {"moe": "b", "k": 2, "fd": 4.0}]
     assert list(means_by(rows, "moe", ["fd"])) == ["b", "a"] and means_by(rows, "moe", ["fd"])["b"]["fd"].value == 3
     assert list(means_by(rows, ("moe", "k"), ["fd"])) == [("b", 1), ("a", 1), ("b", 2)]
     table = table_of(means_by(rows, ("moe", "k"), ["fd"]), {"fd": "FD", "none": "?"}).splitlines()
     assert table[0].split() == ["FD", "?"] and table[1].split() == ["b", "1", "2", "—"]
+
+
+def test_a_table_shows_as_many_digits_as_are_asked_for():
+    compared = {"a": {"fd": Mean(0.12345, 0.1, 0.2), "n": Mean(700_000.0, 700_000.0, 700_000.0)},
+                ("b", 2): {"fd": Mean(5.0, float("nan"), float("nan"))}}
+    lines = table_of(compared, {"fd": "FD", "n": "count"}, digits=2).splitlines()
+    assert [line.split() for line in lines] == [["FD", "count"], ["a", "0.12", "[0.1,", "0.2]", "700,000"],
+                                                ["b", "2", "5", "—"]]
 
 
 def test_a_panel_for_each_column_and_a_row_for_each_setting():
@@ -90,6 +93,13 @@ def test_a_panel_for_each_column_and_a_row_for_each_setting():
     figure = show_comparison(rows, "moe", {"fd": "FD", "accuracy": "right"}, {"a": "first"})
     assert [axes.get_xlabel() for axes in figure.axes] == ["FD", "right"]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["first", "b"]
-    assert len(show_comparison(rows[:1], "moe", {"fd": "FD"}).axes) == 1, (
-        "one seed has no interval, and is shown all the same"
-    )
+    assert len(show_comparison(rows[:1], "moe", {"fd": "FD"}).axes) == 1, "one seed has no interval, and is shown"
+
+
+def test_each_seed_and_each_mean_is_a_dot_and_what_a_setting_lacks_is_left_out():
+    rows = [{"moe": "a", "k": 1, "fd": 1.0, "accuracy": 0.5}, {"moe": "a", "k": 1, "fd": 3.0},
+            {"moe": "b", "k": 2, "fd": 2.0}]
+    figure = show_comparison(rows, ["moe", "k"], {"fd": "FD", "accuracy": "right"})
+    dots = [[list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"] for axes in figure.axes]
+    assert dots == [[[1.0, 3.0], [2.0], [2.0], [2.0]], [[0.5], [0.5]]], "seeds, mean, seeds, mean; b has no accuracy"
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a 1", "b 2"]

@@ -97,16 +97,12 @@ def test_the_gain_of_a_known_filter_is_found():
 
 
 def test_a_model_that_keeps_or_removes_everything():
-    diffusion, images, labels = (
-        Diffusion(prediction_type="eps"),
-        torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
-        torch.zeros(20, dtype=torch.long),
-    )
+    diffusion, labels = Diffusion(prediction_type="eps"), torch.zeros(20, dtype=torch.long)
+    images = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     a, b = (float(rate.flatten()[0]) for rate in diffusion.rates(torch.tensor([400]), images[:1]))
-    assert_close(removed_spectrum(lambda x, t, label: x / b, diffusion, images, labels, 400),
-                 torch.ones(5, dtype=torch.float64))
-    assert_close(removed_spectrum(lambda x, t, label: 0 * x, diffusion, images, labels, 400),
-                 torch.zeros(5, dtype=torch.float64))
+    removed = lambda model: removed_spectrum(model, diffusion, images, labels, 400)
+    assert_close(removed(lambda x, t, label: x / b), torch.ones(5, dtype=torch.float64))
+    assert_close(removed(lambda x, t, label: 0 * x), torch.zeros(5, dtype=torch.float64))
 
 
 def test_the_linear_filter_is_what_regression_finds():
@@ -119,7 +115,7 @@ def test_the_linear_filter_is_what_regression_finds():
     assert_close(found, linear_filter(diffusion, images, 500), atol=0.03, rtol=0)
 
 
-def test_a_loss_is_measured_in_its_part_of_the_noise_levels():
+def test_a_loss_is_measured_in_its_part_of_the_timesteps():
     seen = []
 
     def model(x, t, label, return_routing):
@@ -132,7 +128,7 @@ def test_a_loss_is_measured_in_its_part_of_the_noise_levels():
     assert all(abs(loss - 1) < 0.1 for loss in losses), "the variance of the noise, which is not guessed"
 
 
-def test_experts_are_judged_alone_and_compared_seed_by_seed():
+def test_experts_are_evaluated_alone_and_compared_seed_by_seed():
     data, net = (tiny_data(),
                  MixtureOfDenoisers((1, 8, 8), 10, IntervalRouter, [partial(tiny, seed=i) for i in range(4)]).eval())
     results = by_noise(GeneratorPipeline(net, Diffusion(), DDIM(), [str(i) for i in range(10)]), data, max_images=40)
@@ -140,9 +136,8 @@ def test_experts_are_judged_alone_and_compared_seed_by_seed():
     assert len(results) == 32
     assert [results[f"loss_2_{i}"] for i in range(4)] == loss_by_interval(net.experts[2], Diffusion(), images, labels)
     shares = [relative_losses([results, results], e, 1) for e in range(4)]
-    assert sum(share[0] for share in shares) == pytest.approx(0, abs=1e-9) and all(
-        share[0] == share[1] for share in shares
-    )
+    assert sum(share[0] for share in shares) == pytest.approx(0, abs=1e-9)
+    assert all(share[0] == share[1] for share in shares)
     assert relative_losses([{"loss_0_2": 3.0, "loss_1_2": 1.0}], 0, 2, 2) == [50.0]
 
 

@@ -78,6 +78,13 @@ def test_the_noise_belongs_to_the_seed_and_not_to_the_level_or_schedule():
     assert not torch.equal(noise(linear, 0, 1), noise(linear, 0, 2))
 
 
+def test_the_parts_are_made_where_the_image_is():
+    "On a device without values: whatever meets a tensor of the CPU fails."
+    parts = ingredients(Diffusion(20), torch.zeros(1, 4, 4, device="meta"), 7)
+    assert {name: (part.device.type, tuple(part.shape)) for name, part in parts.items()} == dict.fromkeys(
+        ("x0", "ε", "x_t", "target ε", "target x0", "target v"), ("meta", (1, 4, 4)))
+
+
 def test_at_zero_terminal_snr_nothing_of_the_image_is_left():
     part = ingredients(Diffusion(20, cosine, zero_snr=True), digits().inputs()[5], 19)
     assert_close(part["x_t"], part["ε"], rtol=0, atol=0)
@@ -110,6 +117,8 @@ def test_the_strip_has_a_row_for_each_schedule_and_shows_x_t():
 
 
 TINY = dict(timesteps=20, index=5)
+CASES = pytest.mark.parametrize("name,zero,t", [
+    ("linear", False, 0), ("cosine", False, 11), ("cosine", True, 19), ("sigmoid", True, 4)])
 
 
 def parts_of(figure):
@@ -119,7 +128,7 @@ def parts_of(figure):
     }
 
 
-@pytest.mark.parametrize("name,zero,t", [("linear", False, 0), ("cosine", False, 11), ("cosine", True, 19), ("sigmoid", True, 4)])
+@CASES
 def test_what_is_drawn_is_what_is_computed(name, zero, t):
     images = digits().inputs()
     figure = forward_figure(images, t, name, zero, seed=2, **TINY)
@@ -133,7 +142,7 @@ def test_what_is_drawn_is_what_is_computed(name, zero, t):
     assert_close(shown["x_t"].float(), x_t[0, 0])
 
 
-@pytest.mark.parametrize("name,zero,t", [("linear", False, 0), ("cosine", False, 11), ("cosine", True, 19), ("sigmoid", True, 4)])
+@CASES
 def test_the_marker_is_at_t_on_the_chosen_curve(name, zero, t):
     axes = next(
         axes for axes in forward_figure(digits().inputs(), t, name, zero, **TINY).axes if axes.get_ylabel() == "log SNR"

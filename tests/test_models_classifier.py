@@ -26,10 +26,8 @@ def small(**options):
     "A very small classifier of digits; always with the same weights."
     torch.manual_seed(0)
     moe = partial(build_moe, num_experts=4, top_k=2)
-    core = partial(
-        PerceiverIO,
-        **{"dim": 32, "num_latents": 8, "depth": 1, "num_heads": 2, "feed_forward": moe, **options.pop("core", {})},
-    )
+    sizes = {"dim": 32, "num_latents": 8, "depth": 1, "num_heads": 2, "feed_forward": moe}
+    core = partial(PerceiverIO, **{**sizes, **options.pop("core", {})})
     return Classifier((1, 8, 8), 10, core=core, query_dim=32, **options)
 
 
@@ -41,8 +39,14 @@ def test_the_classifier_is_a_core_with_one_query():
     assert logits.shape == (5, 10) and [len(r.expert_ids) for r in routings] == [5 * 8, 5 * 1]
 
 
-@pytest.mark.parametrize("preprocessor", [partial(ImagePreprocessor, patch_size=2), partial(ConvPreprocessor, channels=(16, 24)),
-                                          lambda shape: MultiModalPreprocessor({"image": ImagePreprocessor(shape), "text": TextPreprocessor(8, 16)})])
+def image_and_text(shape):
+    return MultiModalPreprocessor({"image": ImagePreprocessor(shape), "text": TextPreprocessor(8, 16)})
+
+
+@pytest.mark.parametrize(
+    "preprocessor",
+    [partial(ImagePreprocessor, patch_size=2), partial(ConvPreprocessor, channels=(16, 24)), image_and_text],
+)
 def test_any_preprocessor_will_do(preprocessor):
     net, images = small(preprocessor=preprocessor), digits().inputs(slice(0, 4))
     text = TextPreprocessor(8).encode(["a", "ab", "", "abc"])
@@ -60,24 +64,22 @@ def test_one_class_is_no_question():
         Classifier((1, 8, 8), 1)
 
 
+def test_what_is_padding_says_nothing_about_the_class():
+    net = Classifier((8,), 3, preprocessor=lambda shape: TextPreprocessor(*shape, dim=16), query_dim=16).eval()
+    ids = net.preprocess.encode(["abc", "abcdefgh"])
+    with torch.no_grad():
+        before = net(ids)
+        net.preprocess.byte.weight[TextPreprocessor.PAD] += 100
+    assert_close(net(ids), before)
+
+
 def fit(net, steps=150, data=None, **settings):
     "Train a classifier on the digits; the trainer."
     module = ClassifierModule(net, partial(torch.optim.AdamW, lr=3e-3), warmup_steps=10, **settings)
-    data = data or DataModule(digits, batch_size=64)
-    trainer = Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        devices=1,
-        callbacks=[EMA(0.98)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        val_check_interval=steps,
-        gradient_clip_val=1.0,
-    )
-    trainer.fit(module, TrainerData(data))
+    quietly = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = Trainer(max_steps=steps, accelerator="cpu", devices=1, callbacks=[EMA(0.98)], **quietly,
+                      num_sanity_val_steps=0, val_check_interval=steps, gradient_clip_val=1.0)
+    trainer.fit(module, TrainerData(data or DataModule(digits, batch_size=64)))
     return trainer
 
 

@@ -29,17 +29,11 @@ from torch.testing import assert_close
 
 
 def tiny(input_shape=(1, 8, 8), num_classes=10, seed=0, **core):
-    "A very small denoiser."
+    "A very small denoiser; always with the same weights."
     torch.manual_seed(seed)
     core = partial(PerceiverIO, **{"dim": 16, "num_latents": 4, "depth": 1, "num_heads": 2, **core})
-    return PerceiverDenoiser(
-        input_shape, num_classes, partial(PatchAdapter, dim=16, patch_size=2), core=core, condition_dim=16
-    )
-
-
-@functools.cache
-def tiny_data():
-    return instantiate_node(load_config().data)
+    adapter = partial(PatchAdapter, dim=16, patch_size=2)
+    return PerceiverDenoiser(input_shape, num_classes, adapter, core=core, condition_dim=16)
 
 
 def upscaler(seed=0, **more):
@@ -50,18 +44,11 @@ def upscaler(seed=0, **more):
 
 def test_an_upscaler_sees_the_small_image_and_answers_in_the_shape_of_the_large_one():
     net = upscaler()
-    x, t, label, small = (
-        torch.randn(6, 1, 8, 8),
-        torch.tensor([0, 100, 499, 500, 800, 999]),
-        torch.arange(6),
-        torch.randn(6, 1, 4, 4).clamp(-1, 1),
-    )
+    x, t, label = torch.randn(6, 1, 8, 8), torch.tensor([0, 100, 499, 500, 800, 999]), torch.arange(6)
+    small = torch.randn(6, 1, 4, 4).clamp(-1, 1)
     y, (routing,) = net(x, t, label, small, return_routing=True)
-    assert (
-        y.shape == x.shape
-        and routing.expert_ids.flatten().tolist() == [0, 0, 0, 1, 1, 1]
-        and net.input_shape == (1, 8, 8)
-    )
+    assert y.shape == x.shape and net.input_shape == (1, 8, 8)
+    assert routing.expert_ids.flatten().tolist() == [0, 0, 0, 1, 1, 1]
     shown = torch.cat([x, net.enlarge(small)], dim=1)
     assert_close(y[3:], net.experts[1](shown[3:], t[3:], label[3:])[:, :1])
     assert (net(x, t, label, -small) - y).abs().max() > 1e-3
@@ -82,15 +69,17 @@ def test_a_factor_that_does_not_divide_is_refused(factor):
 def test_guidance_shows_the_same_small_image_to_both_halves():
     net, small = upscaler(), torch.randn(3, 1, 4, 4).clamp(-1, 1)
     x, t, label = torch.randn(3, 1, 8, 8), torch.tensor([3, 500, 900]), torch.arange(3)
-    both = ConditionedUpscaler(net, small)(
-        torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, torch.full_like(label, 10)])
-    )
+    conditioned, no_label = ConditionedUpscaler(net, small), torch.full_like(label, 10)
+    both = conditioned(torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, no_label]))
     assert_close(both[:3], net(x, t, label, small))
-    assert_close(both[3:], net(x, t, torch.full_like(label, 10), small))
-    draw = lambda model: DDIM(steps=3, guidance_scale=2.0).sample(
-        model, Diffusion(), label, (1, 8, 8), [(0, i) for i in range(3)]
-    )
-    assert draw(ConditionedUpscaler(net, small)).shape == (3, 1, 8, 8)
+    assert_close(both[3:], net(x, t, no_label, small))
+    sampler, seeds = DDIM(steps=3, guidance_scale=2.0), [(0, i) for i in range(3)]
+    assert sampler.sample(conditioned, Diffusion(), label, (1, 8, 8), seeds).shape == (3, 1, 8, 8)
+
+
+@functools.cache
+def tiny_data():
+    return instantiate_node(load_config().data)
 
 
 def test_training_shows_each_image_its_own_small_version():
@@ -101,9 +90,8 @@ def test_training_shows_each_image_its_own_small_version():
     given = module.denoiser(batch)
     assert_close(given.small, F.avg_pool2d(batch.input, 2))
     assert given.null_label == 10
-    loss, _ = module.diffusion.loss(
-        given, batch.input, batch.label, module.diffusion.sample_noise(len(batch.label), (1, 8, 8))
-    )
+    noise = module.diffusion.sample_noise(len(batch.label), (1, 8, 8))
+    loss, _ = module.diffusion.loss(given, batch.input, batch.label, noise)
     loss.backward()
     assert all(p.grad is not None for p in module.model.experts.parameters() if p.requires_grad)
 
@@ -133,28 +121,19 @@ def test_the_judge_knows_a_perfect_answer_and_bicubic():
     results = upscale_quality(pipeline, data, max_images=40, classifier_steps=5)
     assert results["psnr"] > 90 and results["fd"] < 1e-6 and results["accuracy"] == results["accuracy_real"]
     plain = pipeline.model.enlarge(pipeline.model.shrink(truth))
-    assert (
-        results["psnr_bicubic"] == pytest.approx(float(psnr(plain, truth).mean()), rel=1e-5)
-        and results["psnr_bicubic"] < 30
-    )
+    bicubic = results["psnr_bicubic"]
+    assert bicubic == pytest.approx(float(psnr(plain, truth).mean()), rel=1e-5) and bicubic < 30
     assert float(psnr(torch.full((1, 1, 8, 8), 0.5), torch.full((1, 1, 8, 8), 0.3))) == pytest.approx(20.0, abs=1e-3)
 
 
 def test_a_saved_upscaler_enlarges_as_before():
+    overrides = ["experiment=meme_upscale", "model.dim=16", "sampler=ddim", "sampler.steps=3"]
+    config = to_container(load_config(overrides))
+    net = {**config["model"]["net"], "input_shape": [1, 8, 8], "num_classes": 10}
+    nodes = {"model": net, "diffusion": config["diffusion"], "sampler": config["sampler"]}
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = enlarged(build_run(load_config(["experiment=meme_upscale", "model.dim=16"])).module.model)
-        config = to_container(
-            load_config(["experiment=meme_upscale", "model.dim=16", "sampler=ddim", "sampler.steps=3"])
-        )
-        net = {**config["model"]["net"], "input_shape": [1, 8, 8], "num_classes": 10}
-        save_pipeline(
-            folder,
-            pipeline.model,
-            {"model": net, "diffusion": config["diffusion"], "sampler": config["sampler"]},
-            pipeline.class_names,
-            17,
-            "UpscalerPipeline",
-        )
+        pipeline = enlarged(build_run(load_config(overrides[:2])).module.model)
+        save_pipeline(folder, pipeline.model, nodes, pipeline.class_names, 17, "UpscalerPipeline")
         small = torch.zeros(2, 1, 4, 4)
         again = load_pipeline(folder)
         assert isinstance(again, UpscalerPipeline)

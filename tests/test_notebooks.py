@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from perceiver_moe_diffusion.workflow import notebooks, read_cells, run_notebook
+from perceiver_moe_diffusion.tools.workflow import notebooks, read_cells, run_notebook
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = pytest.mark.parametrize("path", notebooks(ROOT), ids=lambda path: path.stem)
-EXPLORERS = {"18_widgets", "19_guidance_explorer", "20_routing", "21_attention_maps", "22_forward_process"}
-# Whoever runs notebooks by program loses what a thread sends between two cells: so pictures are sent once more when all is quiet.
+EXPLORERS = {"62_widgets", "63_guidance_explorer", "66_routing_explorer", "67_attention_maps", "68_forward_process"}
+# Whoever runs notebooks by program loses what a thread sends between two cells: so pictures are sent once more when all
+# is quiet.
 SETTLE = """import gc
 import ipywidgets
-from perceiver_moe_diffusion.widgets import NewestWins
-assert all(worker.wait(300) for worker in gc.get_objects() if isinstance(worker, NewestWins))
+from perceiver_moe_diffusion.explore.widgets import LatestTaskWorker
+assert all(worker.wait(300) for worker in gc.get_objects() if isinstance(worker, LatestTaskWorker))
 for image in [thing for thing in gc.get_objects() if isinstance(thing, ipywidgets.Image)]:
     image.send_state("value")"""
 
@@ -26,7 +27,8 @@ def test_runs_from_top_to_bottom(path):
     if explorer:  # its picture has arrived at the front end, and no status line tells of an error
         models = list(notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values())
         pictures = [model for model in models if model["model_name"] == "ImageModel"]
-        assert pictures and all(b64decode(buffer["data"]).startswith(b"\x89PNG") for model in pictures for buffer in model["buffers"])
+        buffers = [b64decode(buffer["data"]) for model in pictures for buffer in model["buffers"]]
+        assert pictures and all(picture.startswith(b"\x89PNG") for picture in buffers)
         assert not [text for model in models if "#D55E00" in (text := str(model["state"].get("value", "")))]
 
 
@@ -37,7 +39,8 @@ def test_is_fit_to_be_read(path):
         for output in cell.get("outputs", []):
             assert output["output_type"] != "error", f"cell {number} stores an error"
             picture = output.get("data", {}).get("image/png")
-            assert picture is None or len(b64decode("".join(picture) if isinstance(picture, list) else picture)) <= 100_000, f"picture in cell {number}"
+            encoded = "".join(picture or "")  # of one string or of a list of lines
+            assert len(b64decode(encoded)) <= 100_000, f"picture in cell {number}"
     assert not re.search(r"/(home|root|tmp|work)/\w", path.read_text()), "a path of somebody's machine"
 
 

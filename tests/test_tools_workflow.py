@@ -4,84 +4,33 @@ import json
 import pytest
 from pathlib import Path
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.tools.dev import pmd_dev
 from perceiver_moe_diffusion.tools.workflow import BEGIN
 from perceiver_moe_diffusion.tools.workflow import END
 from perceiver_moe_diffusion.tools.workflow import defined_names
+from perceiver_moe_diffusion.tools.workflow import directives
 from perceiver_moe_diffusion.tools.workflow import extract_tests
+from perceiver_moe_diffusion.tools.workflow import is_lasting
 from perceiver_moe_diffusion.tools.workflow import make_readme
 from perceiver_moe_diffusion.tools.workflow import make_student_copy
 from perceiver_moe_diffusion.tools.workflow import make_tests
 from perceiver_moe_diffusion.tools.workflow import notebooks
+from perceiver_moe_diffusion.tools.workflow import parse_cells
 from perceiver_moe_diffusion.tools.workflow import project_root
 from perceiver_moe_diffusion.tools.workflow import read_cells
+from perceiver_moe_diffusion.tools.workflow import run_notebook
 from perceiver_moe_diffusion.tools.workflow import tags
 from perceiver_moe_diffusion.tools.workflow import without_solution
 
 
-WITH_EXERCISES = [
-    path
-    for path in notebooks(project_root(Path(__file__).parent if "__file__" in globals() else None))
-    if path.stem != "index"
-]
+def test_directives_stand_at_the_top_of_a_cell():
+    assert directives("#| export\n#| hide\nx = 1  #| no\n# | no") == {"export", "hide"}
+    assert directives("#|\nx = '#| export'") == set()
 
 
-@pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda path: path.stem)
-def test_a_notebook_closes_with_three_exercises_each_with_its_solution_above_its_check(path):
-    kinds = [(tags(cell), cell["text"]) for cell in read_cells(path)]
-    solutions = [i for i, (kind, _) in enumerate(kinds) if "solution" in kind]
-    checks = [i for i, (kind, _) in enumerate(kinds) if "exercise" in kind]
-    assert len(solutions) == 3 and checks == [i + 1 for i in solutions]
-    for i in solutions:
-        solution, check = (
-            ast.parse("\n".join(line for line in text.splitlines() if not line.startswith(("%", "!"))))
-            for text in (kinds[i][1], kinds[i + 1][1])
-        )
-        stub = without_solution(kinds[i][1])
-        compile(stub, path.stem, "exec")
-        assert any(isinstance(node, ast.Assert) for node in ast.walk(check)), "the check asserts something"
-        used = {node.id for node in ast.walk(check) if isinstance(node, ast.Name)} | {
-            node.attr for node in ast.walk(check) if isinstance(node, ast.Attribute)
-        }
-        assert used & (
-            defined_names(solution) | {node.attr for node in ast.walk(solution) if isinstance(node, ast.Attribute)}
-        ), "the check looks at the solution"
-        assert kinds[i - 1][1].startswith("**Exercise"), "the question stands above"
-
-
-def test_the_students_copy_fails_its_checks_until_it_is_solved(tmp_path):
-    "The first notebook, run whole: with the solutions taken out the three checks fail, and nothing else does."
-    import nbformat
-    from nbclient import NotebookClient
-
-    copies = make_student_copy(project_root(Path(__file__).parent), tmp_path / "student")
-    assert len(copies) == len(WITH_EXERCISES)
-    assert not any(BEGIN in cell["text"] for path in copies for cell in read_cells(path) if "solution" in tags(cell))
-    notebook = nbformat.read(copies[0], as_version=4)
-    NotebookClient(
-        notebook, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
-    failed = [
-        i
-        for i, cell in enumerate(notebook.cells)
-        for output in cell.get("outputs", [])
-        if output["output_type"] == "error"
-    ]
-    assert {i for i, cell in enumerate(notebook.cells) if "exercise" in tags(cell)} <= set(failed)
-    assert all(tags(notebook.cells[i]) & {"exercise", "solution"} for i in failed)
-
-
-def test_a_folder_with_somebodys_work_is_not_touched(tmp_path, capsys):
-    (tmp_path / "00_core.ipynb").write_text("mine")
-    with pytest.raises(UserError, match="a new or empty one"):
-        make_student_copy(project_root(Path(__file__).parent), tmp_path)
-    assert (tmp_path / "00_core.ipynb").read_text() == "mine"
-
-
-@pytest.mark.parametrize("text", ["answer = 1", f"{BEGIN}\nanswer = 1", f"answer = 1\n{END}"])
-def test_a_solution_without_markers_would_give_itself_away_and_is_refused(text):
-    with pytest.raises(UserError, match="a solution cell"):
-        without_solution(text)
+def test_the_root_is_found_from_below_and_missed_outside(tmp_path):
+    assert project_root(Path(__file__).parent / "data") == Path(__file__).parent.parent
+    with pytest.raises(UserError, match="is not inside the project .*Go to the clone of the repository first"):
+        project_root(tmp_path)
 
 
 NOTEBOOK = {"cells": [
@@ -126,8 +75,91 @@ def test_this_repository_is_in_step_with_its_notebooks():
     assert make_readme(root, check=True) == [], "run `pmd-dev readme`"
 
 
-def test_a_wrong_word_is_one_line_and_status_2(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        pmd_dev(["publish"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.fixture
+def small_root(tmp_path):
+    "A project of which the README is made from two cells."
+    import nbformat
+    (tmp_path / "nbs").mkdir()
+    cells = [nbformat.v4.new_markdown_cell("[a](30_moe.ipynb) ![b](images/b.svg) [c](../LICENSE)"),
+             nbformat.v4.new_code_cell("secret = 1", metadata={"tags": ["hide_input"]})]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs" / "index.ipynb")
+    return tmp_path
+
+
+def test_links_of_the_readme_start_at_the_top_of_the_repository(small_root):
+    assert make_readme(small_root) == [small_root / "README.md"] and make_readme(small_root, check=True) == []
+    text = (small_root / "README.md").read_text()
+    assert "[a](nbs/30_moe.ipynb) ![b](nbs/images/b.svg) [c](LICENSE)" in text and "secret" not in text
+
+
+def test_a_notebook_keeps_what_lasts(tmp_path):
+    import nbformat
+    path = tmp_path / "toy.ipynb"
+    texts = ("import sys; print('a warning', file=sys.stderr); x = 2", "x + 1")
+    cells = [nbformat.v4.new_code_cell(text) for text in texts]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    before = path.read_text()
+    notebook = run_notebook(path, keep=False, more=["print(10 * x)"])
+    assert path.read_text() == before and notebook.cells[-1].outputs[0]["text"] == "20\n"
+    run_notebook(path)
+    first, second = nbformat.read(path, as_version=4).cells
+    assert first.outputs == [] and second.outputs[0]["data"]["text/plain"] == "3" and second.execution_count is None
+
+
+def test_widgets_and_warnings_do_not_last():
+    assert not is_lasting({"name": "stderr", "text": "slow"})
+    assert not is_lasting({"data": {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "IntSlider()"}})
+    assert is_lasting({"name": "stdout", "text": "3"}) and is_lasting({"data": {"image/png": "…"}})
+
+
+WITH_EXERCISES = [
+    path
+    for path in notebooks(project_root(Path(__file__).parent if "__file__" in globals() else None))
+    if path.stem != "index"
+]
+
+
+@pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda path: path.stem)
+def test_a_notebook_closes_with_three_exercises_each_with_its_solution_above_its_check(path):
+    kinds = [(tags(cell), cell["text"]) for cell in read_cells(path)]
+    solutions = [i for i, (kind, _) in enumerate(kinds) if "solution" in kind]
+    checks = [i for i, (kind, _) in enumerate(kinds) if "exercise" in kind]
+    assert len(solutions) == 3 and checks == [i + 1 for i in solutions]
+    for i in solutions:
+        solution, check = (parse_cells([kinds[place][1]]) for place in (i, i + 1))
+        compile(without_solution(kinds[i][1]), path.stem, "exec")
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(check)), "the check asserts something"
+        attributes = lambda tree: {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        used = {node.id for node in ast.walk(check) if isinstance(node, ast.Name)} | attributes(check)
+        assert used & (defined_names(solution) | attributes(solution)), "the check looks at the solution"
+        assert kinds[i - 1][1].startswith("**Exercise"), "the question stands above"
+
+
+def test_the_students_copy_fails_its_checks_until_it_is_solved(tmp_path):
+    "The first notebook, run whole: with the solutions taken out the three checks fail, and nothing else does."
+    import nbformat
+    from nbclient import NotebookClient
+
+    copies = make_student_copy(project_root(Path(__file__).parent), tmp_path / "student")
+    assert len(copies) == len(WITH_EXERCISES)
+    assert not any(BEGIN in cell["text"] for path in copies for cell in read_cells(path) if "solution" in tags(cell))
+    notebook = nbformat.read(copies[0], as_version=4)
+    there = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, kernel_name="python3", allow_errors=True, resources=there).execute()
+    with_error = lambda cell: any(output["output_type"] == "error" for output in cell.get("outputs", []))
+    failed = [i for i, cell in enumerate(notebook.cells) if with_error(cell)]
+    assert {i for i, cell in enumerate(notebook.cells) if "exercise" in tags(cell)} <= set(failed)
+    assert all(tags(notebook.cells[i]) & {"exercise", "solution"} for i in failed)
+
+
+def test_a_folder_with_somebodys_work_is_not_touched(tmp_path, capsys):
+    (tmp_path / "00_core.ipynb").write_text("mine")
+    with pytest.raises(UserError, match="a new or empty one"):
+        make_student_copy(project_root(Path(__file__).parent), tmp_path)
+    assert (tmp_path / "00_core.ipynb").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["answer = 1", f"{BEGIN}\nanswer = 1", f"answer = 1\n{END}"])
+def test_a_solution_without_markers_would_give_itself_away_and_is_refused(text):
+    with pytest.raises(UserError, match="a solution cell"):
+        without_solution(text)

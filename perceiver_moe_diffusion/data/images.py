@@ -45,8 +45,7 @@ def digits(
     root: str | None = None,  # not used: the images come with scikit-learn
 ) -> ImageSet:                # [1797, 1, 8, 8], 17 levels
     "Handwritten digits (UCI, inside scikit-learn): 1,797 images of 8×8 pixels and 17 grey levels, no download."
-    # slow to import, and not needed by whoever only draws
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # scikit-learn has no types
+    from sklearn.datasets import load_digits  # slow to import, and not needed by whoever only draws
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     return ImageSet(pixels, torch.from_numpy(bunch.target).long(), [str(i) for i in range(10)], levels=17)

@@ -6,16 +6,15 @@
 __all__ = ['denoiser_costs', 'removed_spectrum', 'by_noise']
 
 # %% ../../nbs/73_meme.ipynb #d1127ecc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from torch import nn
 
-from ..core import Stream, fold_seed, require
+from ..core import Denoiser, Stream, fold_seed, require
 from ..data.batches import random_examples
 from ..data.module import DataModule
 from ..diffusion.process import Diffusion, LossNoise
@@ -26,26 +25,21 @@ from ..models.mixture_of_denoisers import MixtureOfDenoisers
 
 # %% ../../nbs/73_meme.ipynb #2c80fc8d
 class ExpertCost(NamedTuple):
-    "Of one expert."
-    flops: float     # operations for one image and step
+    "Cost of one expert."
+    flops: float     # for one image and step
     parameters: int
 
 # %% ../../nbs/73_meme.ipynb #98126ea8
-def denoiser_costs(
-    net: MixtureOfDenoisers,
-) -> list[ExpertCost]:  # one per expert
-    "What each expert computes, and what it holds."
-    def of(expert: nn.Module) -> ExpertCost:
+def denoiser_costs(net: MixtureOfDenoisers,) -> list[ExpertCost]:  # one per expert
+    "FLOPs and parameters of each expert of a mixture of denoisers."
+    def cost(expert: Any) -> ExpertCost:  # a `Denoiser` and an `nn.Module`: Python has no type for "both"
         x, zero = torch.zeros(1, *expert.input_shape), torch.zeros(1, dtype=torch.long)
         return ExpertCost(count_flops(lambda: expert(x, zero, zero)), sum(p.numel() for p in expert.parameters()))
-    return [of(expert) for expert in net.experts]
+    return [cost(expert) for expert in net.experts]
 
 # %% ../../nbs/73_meme.ipynb #3c42aca2
 def frequency_rings(size: int) -> torch.Tensor:
-    """[H, W] long: the number of the ring of equal frequency that each cell of a Fourier transform lies in.
-
-    The corners belong to the last.
-    """
+    "Rings of equal frequency: the number, [H, W] long, of each Fourier cell's ring; the corners belong to the last."
     f = torch.fft.fftfreq(size) * size
     return (f[:, None] ** 2 + f[None, :] ** 2).sqrt().round().long().clamp(max=size // 2)
 
@@ -53,7 +47,7 @@ def frequency_rings(size: int) -> torch.Tensor:
 def ring_means(
     power: torch.Tensor,   # [B, C, H, H] of Fourier coefficients
 ) -> torch.Tensor:         # [H // 2 + 1]
-    "Means over images, channels and the cells of a ring."
+    "Radially averaged power spectrum: means over images, channels and the cells of a ring."
     require(power.shape[-1] == power.shape[-2], f"images of {tuple(power.shape[-2:])}", "square images")
     ring = frequency_rings(power.shape[-1]).flatten()
     flat = power.flatten(0, 1).flatten(1).double().mean(dim=0)
@@ -64,21 +58,21 @@ def wiener_gain(
     before: torch.Tensor,  # [B, C, H, H] what went into a filter
     after: torch.Tensor,   # [B, C, H, H] what came out
 ) -> torch.Tensor:         # [H // 2 + 1] by ring: 0 nothing passes, 1 all does
-    "The linear filter that comes nearest to what was done."
+    "Frequency response by ring: the linear filter that comes nearest to what was done (least squares)."
     x, y = (torch.fft.fft2(part, norm="ortho") for part in (before, after))
     return ring_means((x.conj() * y).real) / ring_means(x.abs().square())
 
 # %% ../../nbs/73_meme.ipynb #be78dfe2
 @torch.no_grad()
 def removed_spectrum(
-    model: Callable,          # model(x_t, t, label) -> y
+    model: Denoiser,
     diffusion: Diffusion,
     images: torch.Tensor,     # [N, C, H, H]
     labels: torch.Tensor,     # [N]
-    t: int,                   # noise level
+    t: int,                   # timestep
     seed: int = 0,
 ) -> torch.Tensor:            # [H // 2 + 1] by ring
-    "How much of each frequency of noisy images a denoiser takes for noise."
+    "Frequency response of a denoiser: how much of each frequency of noisy images it takes for noise."
     generator = torch.Generator().manual_seed(fold_seed(seed, Stream.SPECTRUM_NOISE, t))
     level = torch.full((len(images),), t)
     x_t = diffusion.q_sample(images, level, torch.randn(images.shape, generator=generator))
@@ -87,16 +81,16 @@ def removed_spectrum(
 
 # %% ../../nbs/73_meme.ipynb #bf2b479c
 def linear_filter(diffusion: Diffusion, images: torch.Tensor, t: int) -> torch.Tensor:
-    "[H // 2 + 1] what the best linear denoiser removes (Wiener 1949): noise ÷ (image + noise), by ring."
-    power, A = ring_means(torch.fft.fft2(images, norm="ortho").abs().square()), float(diffusion.alpha_bar[t])
-    return (1 - A) / (A * power + 1 - A)
+    "Wiener filter (1949): what the best linear denoiser removes, noise ÷ (image + noise), by ring [H // 2 + 1]."
+    power, alpha_bar = ring_means(torch.fft.fft2(images, norm="ortho").abs().square()), float(diffusion.alpha_bar[t])
+    return (1 - alpha_bar) / (alpha_bar * power + 1 - alpha_bar)
 
 # %% ../../nbs/73_meme.ipynb #d21163cd
 def show_removed(
     curves: Sequence[Mapping[str, torch.Tensor]],  # a panel each: name -> [F] by ring
     titles: Sequence[str],
 ) -> Figure:
-    "What is removed of each frequency."
+    "What denoisers remove of each frequency, a panel for each timestep."
     with house_style():
         figure, grid = plt.subplots(1, len(curves), figsize=(2.1 * len(curves) + 0.6, 2.6), sharey=True, squeeze=False)
         for axes, panel, title in zip(grid[0], curves, titles):
@@ -119,20 +113,19 @@ def high_minus_low(curve: torch.Tensor) -> float:
     return float(curve[-half:].mean() - curve[:half].mean())
 
 # %% ../../nbs/73_meme.ipynb #24e397c1
-# of MEME's experts, from clean to noisy
-ARCHITECTURES = ("convolution", "mostly convolution", "mostly attention", "attention")
+ARCHITECTURES = ("convolution", "mostly convolution", "mostly attention", "attention")  # MEME's experts, clean to noisy
 
 
-def show_tilt(
-    curves: Mapping[str, Sequence[float]],  # name -> tilt at each noise level
-    levels: Sequence[int],
+def show_high_minus_low(
+    curves: Mapping[str, Sequence[float]],  # name -> `high_minus_low` at each timestep
+    timesteps: Sequence[int],
 ) -> Figure:
-    "How much more is removed of the high frequencies than of the low ones, over the noise level."
+    "How much more is removed of the high frequencies than of the low ones, over the timestep."
     with house_style():
         figure, axes = plt.subplots(figsize=(5.6, 3.0))
         for (name, curve), style in zip(curves.items(), ("o-", "s-", "^-", "D-", "x--", "k:")):
-            axes.plot(levels, curve, style, ms=3.5, label=name)
-        axes.set(xlabel="noise level t", ylabel="removed: high − low frequencies")
+            axes.plot(timesteps, curve, style, ms=3.5, label=name)
+        axes.set(xlabel="timestep t", ylabel="removed: high − low frequencies")
         axes.legend(fontsize=7)
         figure.tight_layout()
     plt.close(figure)
@@ -141,21 +134,21 @@ def show_tilt(
 # %% ../../nbs/73_meme.ipynb #31ada3ae
 @torch.no_grad()
 def loss_by_interval(
-    model: Callable,         # model(x, t, label, return_routing=True)
+    model: Denoiser,
     diffusion: Diffusion,
     images: torch.Tensor,    # [N, C, H, W]
     labels: torch.Tensor,    # [N]
-    intervals: int = 4,      # equal parts of the noise levels
+    intervals: int = 4,      # equal parts of the timesteps
     seed: int = 0,           # all models that are asked with the same seed see the same noise
 ) -> list[float]:            # one per interval
-    "The loss of a denoiser in each part of the noise levels, its labels shown."
-    def of(part: int) -> float:
-        draw = diffusion.sample_noise(
-            len(images), images.shape[1:], torch.Generator().manual_seed(fold_seed(seed, Stream.INTERVAL_NOISE, part))
-        )
-        t = (draw.t + part * diffusion.timesteps) // intervals
-        return float(diffusion.loss(model, images, labels, LossNoise(t, draw.eps, torch.zeros_like(draw.dropped)))[0])
-    return [of(part) for part in range(intervals)]
+    "Denoising loss by interval of timesteps, with no label dropped."
+    def loss(part: int) -> float:
+        generator = torch.Generator().manual_seed(fold_seed(seed, Stream.INTERVAL_NOISE, part))
+        noise = diffusion.sample_noise(len(images), tuple(images.shape[1:]), generator)
+        t = (noise.t + part * diffusion.timesteps) // intervals
+        shown = LossNoise(t, noise.eps, torch.zeros_like(noise.dropped))
+        return float(diffusion.loss(model, images, labels, shown)[0])
+    return [loss(part) for part in range(intervals)]
 
 # %% ../../nbs/73_meme.ipynb #ce6f042c
 def by_noise(
@@ -164,43 +157,33 @@ def by_noise(
     max_images: int = 2000,      # at most as many as the test part holds
     seed: int = 0,
     folder: Path | None = None,  # no picture is drawn
-) -> dict:                       # `loss_E_I` and `tilt_E_I` of expert E alone in part I of the noise levels
-    "Judge each expert of a mixture in each quarter of the noise levels, its own or not."
+) -> dict:                       # `loss_E_I` and `tilt_E_I` of expert E alone in part I of the timesteps
+    "Evaluate each expert of a mixture of denoisers in each quarter of the timesteps, its own or not."
     images, labels = random_examples(data, "test", max_images, seed)
-    diffusion, results = pipeline.diffusion, {}
+    diffusion = pipeline.diffusion
+    middles = [(2 * part + 1) * diffusion.timesteps // 8 for part in range(4)]
+    results: dict[str, float] = {}
     for number, expert in enumerate(pipeline.model.experts):
         losses = loss_by_interval(expert, diffusion, images, labels, seed=seed)
-        middles = [(2 * part + 1) * diffusion.timesteps // 8 for part in range(4)]
         tilts = [high_minus_low(removed_spectrum(expert, diffusion, images, labels, t, seed)) for t in middles]
-        results |= {
-            f"{name}_{number}_{part}": value
-            for name, values in (("loss", losses), ("tilt", tilts))
-            for part, value in enumerate(values)
-        }
+        results |= {f"loss_{number}_{part}": value for part, value in enumerate(losses)}
+        results |= {f"tilt_{number}_{part}": value for part, value in enumerate(tilts)}
     return results
 
 # %% ../../nbs/73_meme.ipynb #0d4ad2b4
 def show_by_noise(
-    # expert -> its loss in each part of the noise levels, in percent against the mean of all experts
-    losses: Mapping[str, Sequence[Mean]],
+    losses: Mapping[str, Sequence[Mean]],  # expert -> its loss in each part, in percent against the mean of all experts
 ) -> Figure:
-    "Which expert is good at which noise."
+    "Which expert is good at which timesteps."
     with house_style():
         figure, axes = plt.subplots(figsize=(5.6, 3.0))
         for number, ((name, means), style) in enumerate(zip(losses.items(), "osD^")):
             places = [part + 0.12 * (number - (len(losses) - 1) / 2) for part in range(len(means))]
-            axes.errorbar(
-                places,
-                [m.value for m in means],
-                [[m.value - m.low for m in means], [m.high - m.value for m in means]],
-                fmt=style,
-                ms=5,
-                capsize=3,
-                label=name,
-            )
+            below, above = [m.value - m.low for m in means], [m.high - m.value for m in means]
+            axes.errorbar(places, [m.value for m in means], [below, above], fmt=style, ms=5, capsize=3, label=name)
         axes.axhline(0, color="0.6", lw=1)
         axes.set(xticks=range(len(means)), xticklabels=[f"part {part + 1}" for part in range(len(means))],
-                 xlabel="noise levels, from clean to noisy", ylabel="loss against the mean (%)")
+                 xlabel="timesteps, from clean to noisy", ylabel="loss against the mean (%)")
         axes.legend(fontsize=7)
         figure.tight_layout()
     plt.close(figure)
@@ -210,11 +193,9 @@ def show_by_noise(
 def relative_losses(
     rows: Sequence[Mapping[str, Any]],  # from `by_noise`, one per seed
     expert: int,
-    part: int,                          # of the noise levels
+    part: int,                          # of the timesteps
     experts: int = 4,                   # how many there are
 ) -> list[float]:                       # percent, one per seed
     "An expert's loss against the mean of all experts in the same run: they saw the same images and the same noise."
-    return [
-        100 * (row[f"loss_{expert}_{part}"] * experts / sum(row[f"loss_{e}_{part}"] for e in range(experts)) - 1)
-        for row in rows
-    ]
+    total = lambda row: sum(row[f"loss_{e}_{part}"] for e in range(experts))
+    return [100 * (row[f"loss_{expert}_{part}"] * experts / total(row) - 1) for row in rows]

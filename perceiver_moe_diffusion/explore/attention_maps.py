@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import cycle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ipywidgets
 import torch
@@ -71,7 +71,7 @@ def record_attention(
 # %% ../../nbs/67_attention_maps.ipynb #5b8f7594
 def perceiver_of(model: nn.Module) -> PerceiverIO:
     "The core of a denoiser, or a `UserError` for a model of another kind."
-    core = getattr(model, "core", None)
+    core: Any = getattr(model, "core", None)
     require(isinstance(core, PerceiverIO), f"attention maps of a {type(model).__name__}",
             "a Denoiser with a PerceiverIO as its core")
     return core
@@ -197,8 +197,7 @@ def show_query_reading(
     rows, columns = patch_grid(image.shape, queries)
     height, width = image.shape[1] // rows, image.shape[2] // columns
     with house_style():
-        # a name such as C0 would be looked up only when the figure is shown
-        colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+        colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]  # C0 would be looked up when the figure is shown
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.4), width_ratios=[1, 3], layout="constrained")
         draw_image(left, image, "x_t")
         hide_axes([left])

@@ -252,28 +252,33 @@ def build_pipeline(
     path: Path,                         # where the weights came from, for error sentences
     allowed: Sequence[Any],             # the classes and functions that the file may name
     extra: Iterable[Any],               # those of them that are not of this package: perhaps a pipeline
+    foreign: bool,                      # sketch the model first
 ) -> Any:
     "Sketch a model, check its weights, then build it and the parts beside it, with fresh weights."
-    with on_meta_device(len(weights)):
-        sketch = from_plain(about["model"], allowed)
-    check_weights(sketch, weights, path)
+    if foreign:
+        with on_meta_device(len(weights)):
+            sketch = from_plain(about["model"], allowed)
+        check_weights(sketch, weights, path)
     nodes = {name: node for name, node in about.items() if isinstance(node, dict) and "class" in node}
     with torch.random.fork_rng(devices=[]):  # fresh weights are thrown away: they take no one's random numbers
         parts = {name: from_plain(node, allowed) for name, node in nodes.items()}
     pipeline = kind_of(about, extra)(**parts, class_names=[str(name) for name in about["class_names"]])
     pipeline.check()
+    if not foreign:
+        check_weights(pipeline.model, weights, path)
     return pipeline
 
 # %% ../../nbs/54_files.ipynb #3380ced6
 def load_pipeline(
     folder: Path | str,           # a run folder, or any folder with the two files
     extra: Iterable[Any] = (),    # classes of your own that the file may name
+    foreign: bool = True,         # the files may be a stranger's: the model is sketched before memory is taken for it
 ) -> Any:                         # a pipeline of the kind that was saved, on the CPU
     "Load a trained model: format, version, classes, names, shapes, types, finiteness are checked before it is used."
     path = Path(folder) / "config.json"
     about, weights, allowed = read_config(path), read_weights(path.with_name("model.safetensors")), (*LOADABLE, *extra)
     try:
-        pipeline = build_pipeline(about, weights, path.with_name("model.safetensors"), allowed, extra)
+        pipeline = build_pipeline(about, weights, path.with_name("model.safetensors"), allowed, extra, foreign)
     except UserError:
         raise
     except Exception as error:
@@ -340,4 +345,4 @@ def pretrained_folder(name: str) -> Path:
 # %% ../../nbs/54_files.ipynb #925cd6e6
 def from_pretrained(name: str) -> GeneratorPipeline:
     "A pretrained model that comes with the package, ready to draw: no download."
-    return load_pipeline(pretrained_folder(name))
+    return load_pipeline(pretrained_folder(name), foreign=False)

@@ -79,7 +79,7 @@ def open_folder(config: DictConfig, folder: Path) -> None:
     if config.resume is None and process_rank() == 0:
         write_settings(config, folder)
 
-# %% ../../nbs/84_folder.ipynb #616b5815
+# %% ../../nbs/84_folder.ipynb #4179f0dc
 RESUME_MAY_CHANGE = ("resume", "run_dir", "checkpoint_every", *(f"trainer.{name}" for name in (
     "devices", "num_nodes", "strategy", "accelerator", "max_time", "log_every_n_steps", "val_check_interval")))
 
@@ -90,7 +90,7 @@ def flatten_keys(tree: Any, prefix: str = "") -> dict[str, Any]:
         tree = {str(number): item for number, item in enumerate(tree)}
     if not isinstance(tree, dict):
         return {prefix: tree}
-    found = {}
+    found: dict[str, Any] = {}
     for key, node in tree.items():
         found |= flatten_keys(node, f"{prefix}.{key}".strip("."))
     return found

@@ -32,7 +32,7 @@ with without_broken_torchvision():  # Lightning imports torchvision wherever it 
 
 # %% ../../nbs/85_trainer.ipynb #1bead614
 class ProgressLine(Callback):
-    """Steps done, time left, losses: one line on stderr.
+    """Progress bar: steps done, time left, losses, in one line on stderr.
 
     It also adds up the seconds of training, over all parts of a run that is resumed.
     """
@@ -52,22 +52,15 @@ class ProgressLine(Callback):
         self.before = state["seconds"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.bar = tqdm(
-            total=trainer.max_steps,
-            initial=trainer.global_step,
-            desc="training",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not trainer.is_global_zero,
-        )
+        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", unit="step",
+                        dynamic_ncols=True, disable=not trainer.is_global_zero)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step % 10 == 0 or trainer.global_step == trainer.max_steps:
-            self.bar.set_postfix(
-                {name: f"{float(value):.3g}" for name, value in trainer.progress_bar_metrics.items()}, refresh=False
-            )
+            losses = {name: f"{float(value):.3g}" for name, value in trainer.progress_bar_metrics.items()}
+            self.bar.set_postfix(losses, refresh=False)
             self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -79,36 +72,26 @@ class ProgressLine(Callback):
 
 # %% ../../nbs/85_trainer.ipynb #b4c688c5
 def make_trainer(config: DictConfig, folder: Path, stop: StopOnCtrlC) -> Trainer:
-    "The trainer of a run. Making it writes nothing."
+    "The trainer of a run (Lightning), with its callbacks and its log. Making it writes nothing."
     log = CSVLogger(folder, name="log", version=f"from_step_{first_step(config, folder):07d}")
-    every = ModelCheckpoint(
-        folder,
-        filename=Path(CHECKPOINT).stem,
-        every_n_train_steps=config.checkpoint_every,
-        enable_version_counter=False,
-    )
+    every = ModelCheckpoint(folder, filename=Path(CHECKPOINT).stem, every_n_train_steps=config.checkpoint_every,
+                            enable_version_counter=False)
     return instantiate_node(
-        config.trainer,
-        default_root_dir=folder,
-        logger=log,
+        config.trainer, default_root_dir=folder, logger=log,
         callbacks=[EMA(config.ema_decay), ProgressLine(), stop, every],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     )
 
 
 def first_step(config: DictConfig, folder: Path) -> int:
-    "The step that a run starts from."
+    "The step that a run starts from: 0, or that of the checkpoint that is resumed."
     if config.resume is None:
         return 0
     try:
         return torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["global_step"]
     except Exception as error:  # whatever is wrong with the file, the person needs one sentence
-        raise UserError(
-            f"{folder / CHECKPOINT} cannot be read as a checkpoint ({one_line(error)}). Train again from the start."
-        ) from error
+        said = f"{folder / CHECKPOINT} cannot be read as a checkpoint ({one_line(error)})."
+        raise UserError(f"{said} Train again from the start.") from error
 
 # %% ../../nbs/85_trainer.ipynb #e0dcdefd
 class Stopped(KeyboardInterrupt):
@@ -116,7 +99,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def how_to_go_on(folder: Path, overrides: Sequence[str], trainer: Trainer) -> str:
-    "What to type after an interruption."
+    "What to type after an interruption: the command that resumes the run."
     done = f"Stopped at step {trainer.global_step} of {trainer.max_steps}."
     if not (folder / CHECKPOINT).is_file():
         return f"{done} There is no checkpoint yet: start again."
@@ -124,11 +107,11 @@ def how_to_go_on(folder: Path, overrides: Sequence[str], trainer: Trainer) -> st
     again = [f"resume={path}", *(o for o in overrides if not o.startswith(("resume=", "run_dir=")))]
     return f"{done} Resume with: pmd-train {shlex.join(again)}"
 
-
+# %% ../../nbs/85_trainer.ipynb #6a5fd6a4
 def fit(
     trainer: Trainer, config: DictConfig, run: BuiltRun, folder: Path, stop: StopOnCtrlC, overrides: Sequence[str]
 ) -> float:
-    "Train; the seconds it took, over all parts of the run. Ctrl-C becomes `Stopped`."
+    "Train, from the start or from a checkpoint; the seconds it took, over all parts. Ctrl-C becomes `Stopped`."
     interrupted = False
     os.environ[RUN_DIR] = str(folder)  # processes that the trainer starts find the folder there
     try:
@@ -141,4 +124,5 @@ def fit(
         os.environ.pop(RUN_DIR, None)
     if interrupted or (stop.asked and trainer.global_step < trainer.max_steps):
         raise Stopped(how_to_go_on(folder, overrides, trainer))
-    return next(callback.seconds for callback in trainer.callbacks if isinstance(callback, ProgressLine))
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # one of its connectors sets it
+    return next(callback.seconds for callback in callbacks if isinstance(callback, ProgressLine))

@@ -85,16 +85,15 @@ def read_imports(
         if path.name in ("__init__.py", "_modidx.py") or module.startswith("conf."):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            found += [Import(module, target, inside, node.lineno) for target, inside in imported(node, module)]
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                found += [Import(module, target, inside, node.lineno) for target, inside in imported(node, module)]
     return found
 
 # %% ../../nbs/94_architecture.ipynb #8e8bd470
-def imported(node: ast.AST, module: str) -> list[tuple[str, bool]]:
+def imported(node: ast.Import | ast.ImportFrom, module: str) -> list[tuple[str, bool]]:
     "What a statement imports, and whether that is of the package."
     if isinstance(node, ast.Import):
         return [inside_or_library(alias.name) for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
     if node.level == 0:
         return [inside_or_library(node.module or "")]
     above = module.split(".")[:-node.level]
@@ -243,7 +242,7 @@ def svg_arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
 
 
 def draw_house(imports: Sequence[Import]) -> str:
-    "The rooms and their imports as an SVG that reads on light and dark pages; an arrow that longer ones imply is left out."
+    "The rooms and their imports as an SVG for light and dark pages; an arrow that longer ones imply is left out."
     arrows = room_arrows(imports)
     floors = floors_of(arrows)
     rows = [[room for room in ROOMS if floors[room] == floor] for floor in reversed(range(max(floors.values()) + 1))]

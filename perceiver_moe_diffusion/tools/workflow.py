@@ -9,14 +9,14 @@ __all__ = ['run_notebook']
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..core import UserError, atomic_write, require
 
 # %% ../../nbs/93_workflow.ipynb #43e3b6cf
 def read_cells(path: Path) -> list[dict]:  # the cells, each with its source as one string under "text"
-    "The cells of a notebook file."
+    "Parse a notebook file into its cells."
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     return [{**cell, "text": "".join(cell["source"])} for cell in cells]
 
@@ -28,7 +28,7 @@ def directives(text: str) -> set[str]:  # e.g. {"export"}
 
 
 def project_root(start: Path | None = None) -> Path:
-    "The folder that holds settings.ini: this one or one above it."
+    "The root of the repository, the folder that holds settings.ini: this one or one above it."
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         if (folder / "settings.ini").is_file():
@@ -44,7 +44,7 @@ def notebooks(root: Path) -> list[Path]:
 
 # %% ../../nbs/93_workflow.ipynb #1481afa2
 def imported_names(tree: ast.Module) -> dict[str, str]:  # name -> the line that imports it
-    "What the import statements at the top level of a module, or in a `with` block there, bind."
+    "Imports of a module: what the statements at its top level, or in a `with` block there, bind."
     found = {}
     blocks = [statement for node in tree.body if isinstance(node, ast.With) for statement in node.body]
     for node in [*tree.body, *blocks]:
@@ -57,50 +57,57 @@ def imported_names(tree: ast.Module) -> dict[str, str]:  # name -> the line that
 
 
 def defined_names(tree: ast.Module) -> set[str]:
-    "Functions, classes and variables that a module defines at its top level."
+    "Top-level definitions of a module: functions, classes and variables."
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    return names | {name.id for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))
-                    for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-                    for name in ast.walk(target) if isinstance(name, ast.Name)}
+    targets: list[ast.expr] = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            targets += node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets.append(node.target)
+    return names | {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
 
 
 def without_calls(text: str) -> str:
     "A test cell without the calls at its top level and without its directive."
-    calls = {line for node in ast.parse(text).body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-             for line in range(node.lineno, node.end_lineno + 1)}
-    lines = [
-        line for number, line in enumerate(text.splitlines(), 1) if number not in calls and not line.startswith("#|")
-    ]
-    return "\n".join(lines).strip()
+    calls: set[int] = set()  # numbers of lines
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            calls |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    kept = [line for number, line in enumerate(text.splitlines(), 1) if number not in calls]
+    return "\n".join(line for line in kept if not line.startswith("#|")).strip()
 
 # %% ../../nbs/93_workflow.ipynb #2a27b874
+def parse_cells(cells: Iterable[str]) -> ast.Module:
+    "The syntax tree of several cells, without IPython's magic lines."
+    lines = (line for text in cells for line in text.splitlines() if not line.startswith(("%", "!")))
+    return ast.parse("\n".join(lines))
+
+
 def extract_tests(path: Path) -> tuple[str, str] | None:  # (module, source of its test file); None without tests
-    "The test file of one notebook."
+    "The test file of one notebook: its test cells, and the imports that they need."
     code = [cell["text"] for cell in read_cells(path) if cell["cell_type"] == "code"]
-    module = next(
-        (line.split()[-1] for text in code for line in text.splitlines() if line.startswith("#| default_exp")), None
-    )
+    told = [line.split()[-1] for text in code for line in text.splitlines() if line.startswith("#| default_exp")]
     tests = [without_calls(text) for text in code if "test" in directives(text)]
-    if module is None or not tests:
+    if not told or not tests:
         return None
-    parse = lambda cells: ast.parse(
-        "\n".join("\n".join(line for line in text.splitlines() if not line.startswith(("%", "!"))) for text in cells)
-    )
-    exported = defined_names(parse(text for text in code if directives(text) & {"export", "exporti"}))
-    body = "\n\n\n".join(tests)
-    tree = ast.parse(body)
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    available = imported_names(parse(code)) | {
-        name: f"from perceiver_moe_diffusion.{module} import {name}" for name in exported
-    }
-    needed = used & set(available) - defined_names(tree) - set(imported_names(tree))
-    lines = sorted({available[name] for name in needed}, key=lambda line: (line.startswith("from"), line))
+    module, body = told[0], "\n\n\n".join(tests)
     head = f"# Made from nbs/{path.name} by `pmd-dev tests`. Edit the notebook."
-    return module, "\n".join([head, *lines]) + "\n\n\n" + body + "\n"
+    return module, "\n".join([head, *needed_imports(ast.parse(body), module, code)]) + "\n\n\n" + body + "\n"
+
+
+def needed_imports(tests: ast.Module, module: str, code: Sequence[str]) -> list[str]:
+    "The import lines for what tests use: of the package where the notebook exports it, else the notebook's own."
+    exported = defined_names(parse_cells(text for text in code if directives(text) & {"export", "exporti"}))
+    from_package = {name: f"from perceiver_moe_diffusion.{module} import {name}" for name in exported}
+    available = imported_names(parse_cells(code)) | from_package
+    used = {node.id for node in ast.walk(tests) if isinstance(node, ast.Name)}
+    needed = used & set(available) - defined_names(tests) - set(imported_names(tests))
+    return sorted({available[name] for name in needed}, key=lambda line: (line.startswith("from"), line))
 
 # %% ../../nbs/93_workflow.ipynb #60418c17
 def write_if_changed(path: Path, text: str, check: bool) -> bool:  # whether the file was out of date
-    "Write a file, or with `check` only say whether it would change."
+    "Write a generated file, or with `check` only say whether it would change."
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     if not check:
@@ -111,36 +118,25 @@ def write_if_changed(path: Path, text: str, check: bool) -> bool:  # whether the
 
 def make_tests(root: Path, check: bool = False) -> list[Path]:  # the files that were out of date
     "Extract the tests of all notebooks; a test file whose notebook has none any more is removed."
-    made = {
-        f"test_{module.replace('.', '_')}.py": text
-        for module, text in filter(None, map(extract_tests, notebooks(root)))
-    }
-    stale = [
-        p
-        for p in (root / "tests").glob("test_*.py")
-        if p.name not in made and p.read_text(encoding="utf-8").startswith("# Made from nbs/")
-    ]
+    extracted = [tests for path in notebooks(root) if (tests := extract_tests(path)) is not None]
+    made = {f"test_{module.replace('.', '_')}.py": text for module, text in extracted}
+    others = [path for path in (root / "tests").glob("test_*.py") if path.name not in made]
+    stale = [path for path in others if path.read_text(encoding="utf-8").startswith("# Made from nbs/")]
     if not check:
         for path in stale:
             path.unlink()
-    return stale + [
-        root / "tests" / name for name, text in made.items() if write_if_changed(root / "tests" / name, text, check)
-    ]
+    return stale + [path for name, text in made.items() if write_if_changed(path := root / "tests" / name, text, check)]
 
 # %% ../../nbs/93_workflow.ipynb #23c092f6
 def make_readme(root: Path, check: bool = False) -> list[Path]:  # the file, if it was out of date
-    "README.md from nbs/index.ipynb."
+    "Generate README.md from nbs/index.ipynb."
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
 
     hide = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide_input"}}})
     text, resources = MarkdownExporter(config=hide).from_filename(str(root / "nbs" / "index.ipynb"))
-    require(
-        not resources.get("outputs"),
-        "a picture among the outputs of index.ipynb",
-        "pictures as files under nbs/images",
-        "The README cannot embed outputs.",
-    )
+    require(not resources.get("outputs"), "a picture among the outputs of index.ipynb",
+            "pictures as files under nbs/images", "The README cannot embed outputs.")
     text = re.sub(r"\]\((images/|\w+\.ipynb)", r"](nbs/\1", text).replace("](../", "](")
     head = "<!-- Made from nbs/index.ipynb by `pmd-dev readme`. Edit the notebook. -->\n\n"
     path = root / "README.md"
@@ -153,7 +149,7 @@ def run_notebook(
     timeout: int = 600,        # seconds for a cell
     more: Sequence[str] = (),  # cells to run after the others; with `keep` there must be none
 ):                             # the notebook with its outputs, and with the state of its widgets in `metadata.widgets`
-    "Run a notebook from top to bottom in a fresh kernel."
+    "Execute a notebook from top to bottom in a fresh kernel, and store its outputs."
     import nbformat
     from nbclient import NotebookClient
 
@@ -173,12 +169,12 @@ def run_notebook(
 
 # %% ../../nbs/93_workflow.ipynb #3f44cca1
 def is_lasting(output: dict) -> bool:
-    "Whether an output still says something once the kernel is gone: not a progress bar, warning or widget."
+    "Whether an output says something once the kernel is gone: not a progress bar, a warning or a widget."
     return output.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
 def tidy(output: dict) -> dict:
-    "An output without what differs from one run to the next."
+    "Normalise an output: without what differs from one run to the next."
     if "execution_count" in output:
         output["execution_count"] = None
     return output
@@ -188,7 +184,7 @@ BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 
 
 def tags(cell: dict) -> set[str]:
-    "The tags of a cell."
+    "The tags of a notebook cell."
     return set(cell["metadata"].get("tags", []))
 
 
@@ -197,43 +193,31 @@ def without_solution(text: str) -> str:
     stub, found = re.subn(
         rf"^([ \t]*){BEGIN}\n.*?^[ \t]*{END}[ \t]*$", r"\1...  # your code here", text, flags=re.M | re.S
     )
-    require(
-        found > 0 and BEGIN not in stub and END not in stub,
-        f"a solution cell that begins {text[:40]!r}",
-        f"one or more pairs of lines {BEGIN} and {END}",
-    )
+    require(found > 0 and BEGIN not in stub and END not in stub, f"a solution cell that begins {text[:40]!r}",
+            f"one or more pairs of lines {BEGIN} and {END}")
     return stub
 
 
+def student_cell(cell: dict) -> dict:
+    "A cell as the student gets it: a solution is taken out, and so are outputs that would give it away."
+    marks = tags(cell)
+    if "solution" in marks:
+        cell = {**cell, "source": without_solution("".join(cell["source"])).splitlines(keepends=True)}
+    return {**cell, "outputs": [], "execution_count": None} if marks & {"solution", "exercise"} else cell
+
+
 def student_copy(notebook: dict) -> dict:
-    "A notebook without its solutions, and without the outputs that would give them away."
-    cells = []
-    for cell in notebook["cells"]:
-        if "solution" in tags(cell):
-            cell = {**cell, "source": without_solution("".join(cell["source"])).splitlines(keepends=True)}
-        cells.append(
-            {**cell, "outputs": [], "execution_count": None} if tags(cell) & {"solution", "exercise"} else cell
-        )
-    return {**notebook, "cells": cells}
+    "A notebook without its solutions."
+    return {**notebook, "cells": [student_cell(cell) for cell in notebook["cells"]]}
 
 
 def make_student_copy(root: Path, folder: Path) -> list[Path]:  # the notebooks written
-    """Write the students' notebooks into a new folder.
-
-    One that holds files already, perhaps somebody's work, is refused.
-    """
-    require(
-        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
-        f"the folder {folder}",
-        "a new or empty one",
-        "Choose another: pmd-dev student FOLDER.",
-    )
+    "Write the students' notebooks into a new folder; one that holds files, perhaps somebody's work, is refused."
+    require(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())), f"the folder {folder}",
+            "a new or empty one", "Choose another: pmd-dev student FOLDER.")
     found = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in notebooks(root)}
-    copies = {
-        name: student_copy(notebook)
-        for name, notebook in found.items()
-        if any("exercise" in tags(cell) for cell in notebook["cells"])
-    }
+    has_exercises = lambda notebook: any("exercise" in tags(cell) for cell in notebook["cells"])
+    copies = {name: student_copy(notebook) for name, notebook in found.items() if has_exercises(notebook)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, notebook in copies.items():
         with atomic_write(folder / name) as file:
