@@ -50,7 +50,7 @@ DRAWING = RLock()  # matplotlib's style belongs to the whole process, and explor
 # %% ../nbs/61_figures.ipynb #57c4b6e2
 @contextmanager
 def house_style() -> Iterator[None]:
-    """The matplotlib style of all figures: colours that colour-blind readers can tell apart (Okabe & Ito), white ground.
+    """The matplotlib style of all figures: colours that colour-blind people can tell apart (Okabe & Ito), white ground.
 
     A context manager, for one thread at a time; the theme of the page does not matter.
     """

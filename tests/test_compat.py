@@ -3,21 +3,17 @@ import ast
 import inspect
 import json
 import os
-import pytest
 import subprocess
 import sys
-import torch
 import warnings
 from pathlib import Path
-from perceiver_moe_diffusion.compat import keep_memory
-from perceiver_moe_diffusion.compat import silence_lightning
-from perceiver_moe_diffusion.compat import torchvision_error
+
+import pytest
+import torch
+
+from perceiver_moe_diffusion.compat import keep_memory, silence_lightning, torchvision_error
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.images import cifar10
-from perceiver_moe_diffusion.data.images import digits
-from perceiver_moe_diffusion.data.images import fashion_mnist
-from perceiver_moe_diffusion.data.images import image_folder
-from perceiver_moe_diffusion.data.images import mnist
+from perceiver_moe_diffusion.data.images import cifar10, digits, fashion_mnist, image_folder, mnist
 
 
 def test_keep_memory_can_be_switched_off(monkeypatch):

@@ -2,30 +2,32 @@
 import ast
 import inspect
 import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
-from pathlib import Path
-from perceiver_moe_diffusion.core import Denoiser
-from perceiver_moe_diffusion.core import RandomWords
-from perceiver_moe_diffusion.core import Schedule
-from perceiver_moe_diffusion.core import Stream
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.core import all_reduce_sum
-from perceiver_moe_diffusion.core import atomic_write
-from perceiver_moe_diffusion.core import checked_index
-from perceiver_moe_diffusion.core import fold_seed
-from perceiver_moe_diffusion.core import machine
-from perceiver_moe_diffusion.core import one_line
-from perceiver_moe_diffusion.core import process_rank
-from perceiver_moe_diffusion.core import renamed_arguments
-from perceiver_moe_diffusion.core import require_number
-from perceiver_moe_diffusion.core import text_bytes
-from perceiver_moe_diffusion.core import write_json
-from perceiver_moe_diffusion.core import write_table
-from perceiver_moe_diffusion.diffusion.process import cosine
-from perceiver_moe_diffusion.diffusion.process import linear
-from perceiver_moe_diffusion.diffusion.process import sigmoid
+
+from perceiver_moe_diffusion.core import (
+    Denoiser,
+    RandomWords,
+    Schedule,
+    Stream,
+    UserError,
+    all_reduce_sum,
+    atomic_write,
+    checked_index,
+    fold_seed,
+    machine,
+    one_line,
+    process_rank,
+    renamed_arguments,
+    require_number,
+    text_bytes,
+    write_json,
+    write_table,
+)
+from perceiver_moe_diffusion.diffusion.process import cosine, linear, sigmoid
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.mixture_of_denoisers import MixtureOfDenoisers
 from perceiver_moe_diffusion.pipelines.files import from_pretrained

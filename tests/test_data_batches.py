@@ -1,20 +1,22 @@
 # Made from nbs/41_batches.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+from itertools import combinations, islice
+from types import SimpleNamespace
+
 import pytest
 import torch
-from functools import partial
-from itertools import combinations
-from itertools import islice
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import Batch
-from perceiver_moe_diffusion.data.batches import CropFlip
-from perceiver_moe_diffusion.data.batches import StepLoader
-from perceiver_moe_diffusion.data.batches import keep_classes
-from perceiver_moe_diffusion.data.batches import random_examples
-from perceiver_moe_diffusion.data.batches import split_indices
-from perceiver_moe_diffusion.data.batches import subsample_per_class
-from perceiver_moe_diffusion.data.images import ImageSet
-from perceiver_moe_diffusion.data.images import digits
-from types import SimpleNamespace
+from perceiver_moe_diffusion.data.batches import (
+    Batch,
+    CropFlip,
+    StepLoader,
+    keep_classes,
+    random_examples,
+    split_indices,
+    subsample_per_class,
+)
+from perceiver_moe_diffusion.data.images import ImageSet, digits
 
 
 def blank_set(num_images: int, num_classes: int = 4, official_test: int = 0) -> ImageSet:

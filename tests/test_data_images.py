@@ -1,19 +1,15 @@
 # Made from nbs/40_images.ipynb by `pmd-dev tests`. Edit the notebook.
+from pathlib import Path
+from urllib.error import URLError
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pathlib import Path
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.batches import split_indices
-from perceiver_moe_diffusion.data.images import ImageSet
-from perceiver_moe_diffusion.data.images import cifar10
-from perceiver_moe_diffusion.data.images import digits
-from perceiver_moe_diffusion.data.images import fashion_mnist
-from perceiver_moe_diffusion.data.images import image_folder
-from perceiver_moe_diffusion.data.images import mnist
-from perceiver_moe_diffusion.data.images import resized
-from urllib.error import URLError
+from perceiver_moe_diffusion.data.images import ImageSet, cifar10, digits, fashion_mnist, image_folder, mnist, resized
 
 
 def test_images_fill_the_range_and_convert_back_exactly():

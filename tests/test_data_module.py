@@ -1,10 +1,10 @@
 # Made from nbs/42_module.ipynb by `pmd-dev tests`. Edit the notebook.
 import pytest
 import torch
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.batches import Batch
-from perceiver_moe_diffusion.data.images import ImageSet
-from perceiver_moe_diffusion.data.images import digits
+from perceiver_moe_diffusion.data.images import ImageSet, digits
 from perceiver_moe_diffusion.data.module import DataModule
 
 

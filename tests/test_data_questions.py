@@ -1,22 +1,24 @@
 # Made from nbs/44_questions.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import StepLoader
-from perceiver_moe_diffusion.data.batches import split_indices
+from perceiver_moe_diffusion.data.batches import StepLoader, split_indices
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
-from perceiver_moe_diffusion.data.questions import ANSWERS
-from perceiver_moe_diffusion.data.questions import QUESTIONS
-from perceiver_moe_diffusion.data.questions import best_accuracy_without
-from perceiver_moe_diffusion.data.questions import digit_questions
-from perceiver_moe_diffusion.data.texts import decode_text
-from perceiver_moe_diffusion.data.texts import docstrings
+from perceiver_moe_diffusion.data.questions import (
+    ANSWERS,
+    QUESTIONS,
+    _joint_probability,
+    best_accuracy_without,
+    digit_questions,
+)
+from perceiver_moe_diffusion.data.texts import decode_text, docstrings
 from perceiver_moe_diffusion.models.adapters import ImagePreprocessor
-from perceiver_moe_diffusion.models.modalities import ImageAndText
-from perceiver_moe_diffusion.models.modalities import text_preprocessor
-from torch.testing import assert_close
+from perceiver_moe_diffusion.models.modalities import ImageAndText, text_preprocessor
 
 
 def test_every_answer_is_right_and_balanced_in_every_part():
@@ -58,6 +60,16 @@ def test_the_best_without_one_half_is_what_counting_gives():
     assert counts.amax(dim=1).sum() / len(train) == pytest.approx(best["text"], abs=0.01)
 
 
+def test_the_pairs_of_digits_are_as_frequent_as_the_table_of_probabilities_says():
+    share = _joint_probability(QUESTIONS)
+    assert share.sum() == pytest.approx(1)
+    data = digit_questions(training=20_000, validation=20, test=20)
+    train, _, _ = split_indices(data, 0.1, 0.2, seed=0)
+    pair = digits().labels[data.pairs[train]] @ torch.tensor([10, 1])
+    counted = torch.bincount(data.question[train] * 100 + pair, minlength=700).view(7, 100) / len(train)
+    assert (counted - share.sum(dim=2)).abs().max() < 0.001
+
+
 def test_pairs_depend_on_the_seed_alone():
     a, b, other = (digit_questions(training=20, validation=20, test=20, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(a.pairs, b.pairs) and not torch.equal(a.pairs, other.pairs)
@@ -77,10 +89,7 @@ def test_texts_and_questions_come_in_batches_like_images():
     assert texts.input_shape == (128,) and texts.split("train")[1].bincount().tolist() == [5, 5]
     asked = DataModule(lambda root: digit_questions(training=20, validation=20, test=20))
     whole, half = (StepLoader(asked.data, asked.train_index, 8, 0).batch(2, *share) for share in ((0, 1), (1, 2)))
-    assert {name: tuple(value.shape) for name, value in whole.input.items()} == {
-        "image": (8, 1, 8, 16),
-        "text": (8, 24),
-    }
+    assert {name: tuple(part.shape) for name, part in whole.input.items()} == {"image": (8, 1, 8, 16), "text": (8, 24)}
     assert all(torch.equal(half.input[name], whole.input[name][4:]) for name in whole.input)
     assert asked.input_shape == {"image": (1, 8, 16), "text": (24,)} and len(asked.split("test")[0]["text"]) == 140
 
@@ -88,16 +97,14 @@ def test_texts_and_questions_come_in_batches_like_images():
 def test_classes_can_be_chosen_among_texts_and_answers():
     texts, questions = (DataModule(dataset) for dataset in (docstrings, digit_questions))
     few = DataModule(docstrings, classes=[4, 1])
-    assert few.data.class_names == [texts.data.class_names[4], texts.data.class_names[1]] and few.data.ids.shape[
-        0
-    ] == len(few.data.labels)
+    assert few.data.class_names == [texts.data.class_names[4], texts.data.class_names[1]]
+    assert len(few.data.ids) == len(few.data.labels)
     said, labels = few.split("test")
     whole, numbers = texts.split("test")
     assert torch.equal(said, whole[(numbers == 4) | (numbers == 1)]) and set(labels.tolist()) == {0, 1}
     yes_or_no, (asked, answers) = DataModule(digit_questions, classes=[0, 1]), questions.split("test")
-    assert torch.equal(yes_or_no.split("test")[0]["image"], asked["image"][answers < 2]) and len(
-        yes_or_no.data.pixels
-    ) == len(questions.data.pixels)
+    assert torch.equal(yes_or_no.split("test")[0]["image"], asked["image"][answers < 2])
+    assert len(yes_or_no.data.pixels) == len(questions.data.pixels)
 
 
 def test_what_is_not_shown_has_no_influence():
@@ -106,15 +113,10 @@ def test_what_is_not_shown_has_no_influence():
     patches = partial(ImagePreprocessor, patch_size=2)
     blind = ImageAndText({"image": (1, 8, 16), "text": (24,)}, patches, shown=["text"])
     tokens, mask = blind(inputs)
-    assert (
-        tokens.shape[1] == 32 + 24 == mask.shape[1]
-        and not mask[:, :32].any()
-        and torch.equal(mask[:, 32:], inputs["text"] < 256)
-    )
-    assert torch.equal(
-        ImageAndText({"image": (1, 8, 16), "text": (24,)}, patches)(inputs)[1].sum(dim=1),
-        32 + (inputs["text"] < 256).sum(dim=1),
-    )
+    assert tokens.shape[1] == 32 + 24 == mask.shape[1]
+    assert not mask[:, :32].any() and torch.equal(mask[:, 32:], inputs["text"] < 256)
+    _, seeing = ImageAndText({"image": (1, 8, 16), "text": (24,)}, patches)(inputs)
+    assert torch.equal(seeing.sum(dim=1), 32 + (inputs["text"] < 256).sum(dim=1))
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -1,18 +1,21 @@
 # Made from nbs/43_texts.ipynb by `pmd-dev tests`. Edit the notebook.
-import pytest
 import re
 import sys
+
+import pytest
 import torch
 from hydra.utils import instantiate
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import split_indices
-from perceiver_moe_diffusion.data.batches import subsample_per_class
-from perceiver_moe_diffusion.data.texts import LIBRARY
-from perceiver_moe_diffusion.data.texts import _docstrings_of
-from perceiver_moe_diffusion.data.texts import _without_names
-from perceiver_moe_diffusion.data.texts import decode_text
-from perceiver_moe_diffusion.data.texts import docstrings
-from perceiver_moe_diffusion.data.texts import text_csv
+from perceiver_moe_diffusion.data.batches import split_indices, subsample_per_class
+from perceiver_moe_diffusion.data.texts import (
+    LIBRARY,
+    _docstrings_of,
+    _without_names,
+    decode_text,
+    docstrings,
+    text_csv,
+)
 from perceiver_moe_diffusion.runs.overrides import load_config
 
 

@@ -1,17 +1,21 @@
 # Made from nbs/10_process.ipynb by `pmd-dev tests`. Edit the notebook.
 import math
+
 import pytest
 import torch
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.diffusion.process import Diffusion
-from perceiver_moe_diffusion.diffusion.process import PredictionType
-from perceiver_moe_diffusion.diffusion.process import bits_per_dim
-from perceiver_moe_diffusion.diffusion.process import cosine
-from perceiver_moe_diffusion.diffusion.process import linear
-from perceiver_moe_diffusion.diffusion.process import posterior
-from perceiver_moe_diffusion.diffusion.process import sigmoid
-from perceiver_moe_diffusion.diffusion.process import zero_terminal_snr
 from torch.testing import assert_close
+
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.diffusion.process import (
+    Diffusion,
+    PredictionType,
+    bits_per_dim,
+    cosine,
+    linear,
+    posterior,
+    sigmoid,
+    zero_terminal_snr,
+)
 
 
 @pytest.mark.parametrize("ours, theirs", [(linear, "linear"), (cosine, "squaredcos_cap_v2"), (sigmoid, "sigmoid")])

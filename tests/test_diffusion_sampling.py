@@ -1,21 +1,22 @@
 # Made from nbs/11_sampling.ipynb by `pmd-dev tests`. Edit the notebook.
 import math
+
 import pytest
 import torch
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.diffusion.process import Diffusion
-from perceiver_moe_diffusion.diffusion.process import PredictionType
-from perceiver_moe_diffusion.diffusion.process import cosine
-from perceiver_moe_diffusion.diffusion.process import linear
-from perceiver_moe_diffusion.diffusion.sampling import DDIM
-from perceiver_moe_diffusion.diffusion.sampling import DDPM
-from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
-from perceiver_moe_diffusion.diffusion.sampling import NoiseStream
-from perceiver_moe_diffusion.diffusion.sampling import classifier_free_guidance
-from perceiver_moe_diffusion.diffusion.sampling import inpaint
-from perceiver_moe_diffusion.diffusion.sampling import sdedit_start
-from perceiver_moe_diffusion.diffusion.sampling import trailing_step_pairs
 from torch.testing import assert_close
+
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.diffusion.process import Diffusion, PredictionType, cosine, linear
+from perceiver_moe_diffusion.diffusion.sampling import (
+    DDIM,
+    DDPM,
+    DPMSolverPP,
+    NoiseStream,
+    classifier_free_guidance,
+    inpaint,
+    sdedit_start,
+    trailing_step_pairs,
+)
 
 
 @pytest.mark.parametrize("T, steps", [(1000, 1), (1000, 12), (1000, 1000), (10, 7)])

@@ -1,32 +1,33 @@
 # Made from nbs/57_evaluate_classifier.ipynb by `pmd-dev tests`. Edit the notebook.
 import json
+
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
-from perceiver_moe_diffusion.evaluation.classify import classify
-from perceiver_moe_diffusion.evaluation.classify import confusion
-from perceiver_moe_diffusion.evaluation.classify import moe_layers
-from perceiver_moe_diffusion.evaluation.classify import routings_of
-from perceiver_moe_diffusion.evaluation.classify import show_confusion
-from perceiver_moe_diffusion.evaluation.classify import show_predictions
+from perceiver_moe_diffusion.evaluation.classify import (
+    classify,
+    confusion,
+    moe_layers,
+    routings_of,
+    show_confusion,
+    show_predictions,
+)
 from perceiver_moe_diffusion.evaluation.generate import evaluate
 from perceiver_moe_diffusion.experiments.perceiver_study import classifier_costs
-from perceiver_moe_diffusion.explore.attention_maps import read_by_the_question
-from perceiver_moe_diffusion.explore.attention_maps import show_reading
+from perceiver_moe_diffusion.explore.attention_maps import read_by_the_question, show_reading
 from perceiver_moe_diffusion.models.classifier import Classifier
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline
 from perceiver_moe_diffusion.pipelines.files import from_pretrained
 from perceiver_moe_diffusion.runs.build import build_run
-from perceiver_moe_diffusion.runs.cli import pmd_evaluate
-from perceiver_moe_diffusion.runs.cli import pmd_sample
-from perceiver_moe_diffusion.runs.cli import pmd_train
+from perceiver_moe_diffusion.runs.cli import pmd_evaluate, pmd_sample, pmd_train
 from perceiver_moe_diffusion.runs.overrides import load_config
-from torch.testing import assert_close
 
 
 def test_the_confusion_matrix_counts_who_was_taken_for_whom():

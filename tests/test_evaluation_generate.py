@@ -1,27 +1,30 @@
 # Made from nbs/56_evaluate.ipynb by `pmd-dev tests`. Edit the notebook.
 import functools
 import json
+
 import pytest
 import torch
 from matplotlib import image as pictures
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
-from perceiver_moe_diffusion.evaluation.generate import evaluate
-from perceiver_moe_diffusion.evaluation.generate import measured_flops
-from perceiver_moe_diffusion.evaluation.generate import measured_load
-from perceiver_moe_diffusion.evaluation.generate import routings_over_time
-from perceiver_moe_diffusion.evaluation.generate import save_pictures
-from perceiver_moe_diffusion.evaluation.generate import show_samples
+from perceiver_moe_diffusion.evaluation.generate import (
+    evaluate,
+    measured_flops,
+    measured_load,
+    routings_over_time,
+    save_pictures,
+    show_samples,
+)
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.attention import Dense
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
-from torch.testing import assert_close
-
 
 EXPERTS = functools.partial(build_moe, num_experts=4, top_k=2)
 

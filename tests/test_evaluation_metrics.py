@@ -1,25 +1,29 @@
 # Made from nbs/55_metrics.ipynb by `pmd-dev tests`. Edit the notebook.
 import functools
 import math
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.batches import random_examples
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
-from perceiver_moe_diffusion.evaluation.metrics import FeatureSet
-from perceiver_moe_diffusion.evaluation.metrics import SmallCNN
-from perceiver_moe_diffusion.evaluation.metrics import accuracy_table
-from perceiver_moe_diffusion.evaluation.metrics import bootstrap_mean
-from perceiver_moe_diffusion.evaluation.metrics import density_coverage
-from perceiver_moe_diffusion.evaluation.metrics import frechet_distance
-from perceiver_moe_diffusion.evaluation.metrics import is_copy
-from perceiver_moe_diffusion.evaluation.metrics import nearest_distances
-from perceiver_moe_diffusion.evaluation.metrics import quality
-from perceiver_moe_diffusion.evaluation.metrics import train_classifier
-from perceiver_moe_diffusion.evaluation.metrics import within_class_diversity
+from perceiver_moe_diffusion.evaluation.metrics import (
+    FeatureSet,
+    SmallCNN,
+    accuracy_table,
+    bootstrap_mean,
+    density_coverage,
+    frechet_distance,
+    is_copy,
+    nearest_distances,
+    quality,
+    train_classifier,
+    within_class_diversity,
+)
 
 
 @functools.cache

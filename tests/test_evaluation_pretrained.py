@@ -1,24 +1,30 @@
 # Made from nbs/59_pretrained.ipynb by `pmd-dev tests`. Edit the notebook.
 import json
-import pytest
 import shutil
+
+import pytest
 import torch
+from safetensors.torch import save_file
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
-from perceiver_moe_diffusion.evaluation.pretrained import PROVENANCE_KEYS
-from perceiver_moe_diffusion.evaluation.pretrained import QUICK
-from perceiver_moe_diffusion.evaluation.pretrained import export_pretrained
-from perceiver_moe_diffusion.evaluation.pretrained import judge_of
-from perceiver_moe_diffusion.evaluation.pretrained import load_judge
-from perceiver_moe_diffusion.evaluation.pretrained import record_of
-from perceiver_moe_diffusion.evaluation.pretrained import remeasure
-from perceiver_moe_diffusion.pipelines.files import from_pretrained
-from perceiver_moe_diffusion.pipelines.files import load_pipeline
-from perceiver_moe_diffusion.pipelines.files import pretrained_folder
-from perceiver_moe_diffusion.pipelines.files import pretrained_folders
-from perceiver_moe_diffusion.pipelines.files import read_weights
-from safetensors.torch import save_file
+from perceiver_moe_diffusion.evaluation.pretrained import (
+    PROVENANCE_KEYS,
+    QUICK,
+    export_pretrained,
+    judge_of,
+    load_judge,
+    record_of,
+    remeasure,
+)
+from perceiver_moe_diffusion.pipelines.files import (
+    from_pretrained,
+    load_pipeline,
+    pretrained_folder,
+    pretrained_folders,
+    read_weights,
+)
 
 
 @pytest.mark.parametrize("name", sorted(pretrained_folders()))

@@ -1,18 +1,21 @@
 # Made from nbs/70_results.ipynb by `pmd-dev tests`. Edit the notebook.
 import json
+
 import numpy as np
 import pytest
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.evaluation.metrics import Mean
-from perceiver_moe_diffusion.evaluation.results import archive_run
-from perceiver_moe_diffusion.evaluation.results import means_by
-from perceiver_moe_diffusion.evaluation.results import provenance_line
-from perceiver_moe_diffusion.evaluation.results import read_results
-from perceiver_moe_diffusion.evaluation.results import read_table
-from perceiver_moe_diffusion.evaluation.results import seed_mean
-from perceiver_moe_diffusion.evaluation.results import show_comparison
-from perceiver_moe_diffusion.evaluation.results import table_of
-
+from perceiver_moe_diffusion.evaluation.results import (
+    archive_run,
+    means_by,
+    provenance_line,
+    read_results,
+    read_table,
+    seed_mean,
+    show_comparison,
+    table_of,
+)
 
 MADE = {"date": "2026-11-25", "torch": "2", "threads": 1}
 

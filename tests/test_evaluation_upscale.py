@@ -1,28 +1,25 @@
 # Made from nbs/58_evaluate_upscaler.ipynb by `pmd-dev tests`. Edit the notebook.
 import functools
 import json
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.data.batches import random_examples
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DDIM
-from perceiver_moe_diffusion.evaluation.metrics import FeatureSet
-from perceiver_moe_diffusion.evaluation.metrics import frechet_distance
-from perceiver_moe_diffusion.evaluation.metrics import train_classifier
-from perceiver_moe_diffusion.evaluation.upscale import compared
-from perceiver_moe_diffusion.evaluation.upscale import psnr
-from perceiver_moe_diffusion.evaluation.upscale import upscale_quality
-from perceiver_moe_diffusion.evaluation.upscale import upscaler_flops
+from perceiver_moe_diffusion.evaluation.metrics import FeatureSet, frechet_distance, train_classifier
+from perceiver_moe_diffusion.evaluation.upscale import psnr, upscale_quality, upscaler_flops
 from perceiver_moe_diffusion.models.adapters import PatchAdapter
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.models.upscaler import Upscaler
 from perceiver_moe_diffusion.pipelines.upscale import UpscalerPipeline
-from torch.testing import assert_close
 
 
 def test_psnr_by_hand():
@@ -76,9 +73,9 @@ def test_a_perfect_answer_is_known_as_one():
 
 def test_every_figure_is_there_finite_and_decided_by_the_seed(tmp_path):
     results = measured(tiny_pipeline(), folder=tmp_path)
-    compared = [f"{name}{of}{end}" for of in ("", "_bicubic") for name, end in (
+    figures = [f"{name}{of}{end}" for of in ("", "_bicubic") for name, end in (
         ("psnr", ""), ("psnr", "_interval"), ("fd", ""), ("accuracy", ""), ("accuracy", "_interval"))]
-    assert list(results) == [*compared, "accuracy_real", "images", "steps", "fd_guidance_scale", "flops_per_step",
+    assert list(results) == [*figures, "accuracy_real", "images", "steps", "fd_guidance_scale", "flops_per_step",
                              "parameters"]
     numbers = [n for value in results.values() for n in (value if isinstance(value, tuple) else [value])]
     assert torch.tensor(numbers, dtype=torch.float64).isfinite().all() and json.loads(json.dumps(results))

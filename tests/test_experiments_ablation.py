@@ -1,15 +1,18 @@
 # Made from nbs/76_ablation.ipynb by `pmd-dev tests`. Edit the notebook.
 import itertools
+
 import numpy as np
 import pytest
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.experiments.ablation import cost_table
-from perceiver_moe_diffusion.experiments.ablation import main_effects
-from perceiver_moe_diffusion.experiments.ablation import matched_costs
-from perceiver_moe_diffusion.experiments.ablation import show_effects
-from perceiver_moe_diffusion.experiments.ablation import show_grid_of
-from perceiver_moe_diffusion.runs.overrides import load_config
 
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.experiments.ablation import (
+    cost_table,
+    main_effects,
+    matched_costs,
+    show_effects,
+    show_grid_of,
+)
+from perceiver_moe_diffusion.runs.overrides import load_config
 
 SMALL = ("model.dim=32", "model.num_latents=4", "model.depth=1", "model.adapter.stem_channels=8",
          "diffusion.timesteps=100", "sampler.steps=4")

@@ -1,33 +1,30 @@
 # Made from nbs/74_dmmoe.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import cache, partial
+
 import pytest
 import torch
-from functools import cache
-from functools import partial
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.evaluation.classify import moe_layers
-from perceiver_moe_diffusion.evaluation.classify import routings_of
-from perceiver_moe_diffusion.evaluation.results import means_by
-from perceiver_moe_diffusion.experiments.dmmoe import classify_experts
-from perceiver_moe_diffusion.experiments.dmmoe import expert_costs
-from perceiver_moe_diffusion.experiments.dmmoe import expert_kinds
-from perceiver_moe_diffusion.experiments.dmmoe import influence
-from perceiver_moe_diffusion.experiments.dmmoe import routing_map
-from perceiver_moe_diffusion.experiments.dmmoe import show_influence
-from perceiver_moe_diffusion.experiments.dmmoe import show_loads
-from perceiver_moe_diffusion.experiments.dmmoe import show_routing
-from perceiver_moe_diffusion.models.experts import AttentionExpert
-from perceiver_moe_diffusion.models.experts import ConvExpert
-from perceiver_moe_diffusion.models.experts import RecurrentExpert
-from perceiver_moe_diffusion.models.flops import count_flops
-from perceiver_moe_diffusion.models.moe import MLPExpert
-from perceiver_moe_diffusion.models.moe import TopKRouter
-from perceiver_moe_diffusion.models.moe import build_moe
-from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline
-from perceiver_moe_diffusion.runs.build import build_run
-from perceiver_moe_diffusion.runs.build import instantiate_node
-from perceiver_moe_diffusion.runs.overrides import load_config
 from torch import nn
 from torch.testing import assert_close
+
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.evaluation.classify import moe_layers, routings_of
+from perceiver_moe_diffusion.evaluation.results import means_by
+from perceiver_moe_diffusion.experiments.dmmoe import (
+    classify_experts,
+    expert_costs,
+    expert_kinds,
+    influence,
+    routing_map,
+    show_influence,
+    show_loads,
+    show_routing,
+)
+from perceiver_moe_diffusion.models.experts import AttentionExpert, ConvExpert, RecurrentExpert
+from perceiver_moe_diffusion.models.flops import count_flops
+from perceiver_moe_diffusion.models.moe import MLPExpert, TopKRouter, build_moe
+from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline
+from perceiver_moe_diffusion.runs.build import build_run, instantiate_node
+from perceiver_moe_diffusion.runs.overrides import load_config
 
 
 class ChannelConv(nn.Module):

@@ -2,22 +2,26 @@
 import pytest
 import torch
 from lightning import Trainer
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.compat import silence_lightning
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.questions import best_accuracy_without
-from perceiver_moe_diffusion.experiments.dmmoe_text import accuracy_by_kind
-from perceiver_moe_diffusion.experiments.dmmoe_text import judge_questions
-from perceiver_moe_diffusion.experiments.dmmoe_text import modality_of_rows
-from perceiver_moe_diffusion.experiments.dmmoe_text import split_between
-from perceiver_moe_diffusion.experiments.dmmoe_text import tokens_by_expert
+from perceiver_moe_diffusion.evaluation.metrics import Mean
+from perceiver_moe_diffusion.experiments.dmmoe_text import (
+    accuracy_by_kind,
+    judge_questions,
+    modality_of_rows,
+    show_modalities,
+    split_between,
+    tokens_by_expert,
+)
 from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline
 from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import build_run
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.train import save_model
-from perceiver_moe_diffusion.training.loop import EMA
-from perceiver_moe_diffusion.training.loop import TrainerData
-from torch.testing import assert_close
+from perceiver_moe_diffusion.training.loop import EMA, TrainerData
 
 
 def parts_of(*overrides, experiment="dmmoe_questions"):
@@ -32,19 +36,9 @@ SMALL = ("data.dataset.training=20", "data.dataset.validation=20", "data.dataset
 def fit(parts, steps, decay=0.98):
     "Train, without a file; the trained model as a pipeline."
     silence_lightning()
-    trainer = Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        devices=1,
-        callbacks=[EMA(decay)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        val_check_interval=steps,
-        gradient_clip_val=1.0,
-    )
+    silent = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = Trainer(max_steps=steps, accelerator="cpu", devices=1, callbacks=[EMA(decay)], num_sanity_val_steps=0,
+                      val_check_interval=steps, gradient_clip_val=1.0, **silent)
     trainer.fit(parts.module, TrainerData(parts.data))
     return ClassifierPipeline(parts.module.model, parts.data.data.class_names)
 
@@ -58,17 +52,8 @@ def test_each_row_is_counted_for_the_modality_of_its_token():
     counts, (_, routings) = tokens_by_expert(model, inputs), model(inputs, return_routing=True)
     assert list(counts) == ["image", "text"] and counts["image"].shape == (2, 4)
     for layer in range(2):
-        by_hand = [
-            [
-                sum(
-                    1
-                    for row, chosen in zip(rows.tolist(), routings[layer].expert_ids.tolist())
-                    if row == m and e in chosen
-                )
-                for e in range(4)
-            ]
-            for m in range(2)
-        ]
+        chosen = list(zip(rows.tolist(), routings[layer].expert_ids.tolist()))
+        by_hand = [[sum(row == m and e in experts for row, experts in chosen) for e in range(4)] for m in range(2)]
         assert [counts[name][layer].tolist() for name in counts] == by_hand
 
 
@@ -79,8 +64,8 @@ def test_what_is_not_shown_is_not_routed():
 
 
 def test_the_distance_is_zero_for_equal_shares_and_one_for_separate_experts():
-    assert_close(split_between(torch.tensor([[4, 4, 0], [6, 0, 0]]), torch.tensor([[1, 1, 0], [0, 2, 2]])),
-                 torch.tensor([0.0, 1.0]))
+    one, other = torch.tensor([[4, 4, 0], [6, 0, 0]]), torch.tensor([[1, 1, 0], [0, 2, 2]])
+    assert_close(split_between(one, other), torch.tensor([0.0, 1.0]))
     assert_close(split_between(torch.tensor([[3, 1]]), torch.tensor([[1, 1]])), torch.tensor([0.25]))
 
 
@@ -88,6 +73,17 @@ def test_latents_belong_to_no_modality():
     parts = parts_of(*SMALL, "model.input_depth=0")
     with pytest.raises(UserError, match="without input layers .* model.input_depth=1"):
         tokens_by_expert(parts.module.model, parts.data.data.inputs(slice(0, 4)))
+
+
+def test_a_bar_for_each_modality_and_expert_and_an_interval_where_there_is_one():
+    plain, measured = [[0.5, 0.5], [1.0, 0.0]], [[Mean(0.5, 0.4, 0.7), Mean(0.5, 0.5, 0.5)]] * 2
+    models = {"a": {"image": plain, "text": plain}, "b": {"image": measured, "text": measured}}
+    figure = show_modalities(models, ["X", "Y"])
+    assert [axes.get_title() for axes in figure.axes] == [f"{m}, input layer {n}" for m in "ab" for n in (1, 2)]
+    first, *_, last = figure.axes
+    assert [bar.get_height() for bar in first.patches] == [0.5, 0.5] * 2 and len(first.lines) == 1, "no interval"
+    ends = [segment[:, 1].tolist() for segment in last.collections[0].get_segments()]
+    assert ends == [[pytest.approx(0.4), pytest.approx(0.7)], [pytest.approx(0.5)] * 2]
 
 
 class Oracle:
@@ -106,30 +102,22 @@ def test_accuracy_is_counted_for_each_kind():
     data = parts_of(*SMALL).data
     said = Oracle(data.data, ["digit", "larger"]).predict(None).argmax(dim=-1)
     found = accuracy_by_kind(said == data.split("test")[1], data)
-    assert {kind: mean.value for kind, mean in found.items()} == {
-        "larger": 1.0,
-        "equal": 0.5,
-        "sum": 0.5,
-        "digit": 1.0,
-        "extreme": 0.0,
-    }
+    right = {"larger": 1.0, "equal": 0.5, "sum": 0.5, "digit": 1.0, "extreme": 0.0}
+    assert {kind: mean.value for kind, mean in found.items()} == right
 
 
 def test_a_model_is_judged_with_its_routing_and_its_pictures(tmp_path):
     parts = parts_of(*SMALL)
-    results = judge_questions(ClassifierPipeline(parts.module.model, parts.data.data.class_names), parts.data,
-                              folder=tmp_path)
-    assert (0 <= results["split_between"] <= 1 and (tmp_path / "modalities.png").is_file()
-            and (tmp_path / "confusion.png").is_file())
-    for modality in ("image", "text"):
-        for layer in (1, 2):
-            assert sum(results[f"share_{modality}_{layer}_{expert}"]
-                       for expert in ("Conv", "Attention", "Recurrent", "MLP")) == pytest.approx(1)
-    assert results["accuracy"] == pytest.approx(
-        sum(weight * results[f"accuracy_{kind}"]
-            for kind, weight in {"larger": 1, "equal": 1, "sum": 1, "digit": 2, "extreme": 2}.items())
-        / 7
-    )
+    pipeline = ClassifierPipeline(parts.module.model, parts.data.data.class_names)
+    results = judge_questions(pipeline, parts.data, folder=tmp_path)
+    assert 0 <= results["split_between"] <= 1
+    assert (tmp_path / "modalities.png").is_file() and (tmp_path / "confusion.png").is_file()
+    for place in ("image_1", "image_2", "text_1", "text_2"):
+        shares = [results[f"share_{place}_{expert}"] for expert in ("Conv", "Attention", "Recurrent", "MLP")]
+        assert sum(shares) == pytest.approx(1)
+    questions = {"larger": 1, "equal": 1, "sum": 1, "digit": 2, "extreme": 2}
+    total = sum(number * results[f"accuracy_{kind}"] for kind, number in questions.items())
+    assert results["accuracy"] == pytest.approx(total / 7)
 
 
 def test_a_model_that_does_not_see_has_no_share_of_image_tokens():
@@ -144,9 +132,8 @@ def test_training_changes_every_expert_and_the_blind_model_stays_at_its_ceiling(
     pipeline = fit(parts, 12, decay=0.5)
     assert all((p != before[name]).any() for name, p in pipeline.model.core.input_layers.named_parameters())
     inputs, labels = parts.data.split("test")
-    assert ((pipeline.predict(inputs).argmax(-1) == labels).float().mean()) <= best_accuracy_without()[
-        "image"
-    ] + 1e-6, "balanced answers: not one more than the ceiling"
+    accuracy = (pipeline.predict(inputs).argmax(-1) == labels).float().mean()
+    assert accuracy <= best_accuracy_without()["image"] + 1e-6, "balanced answers: not one more than the ceiling"
 
 
 def test_a_trained_model_is_saved_and_read_again(tmp_path):
@@ -165,9 +152,8 @@ def test_pretrained_weights_are_taken_over_and_the_head_is_not(tmp_path):
     second = parts_of(*short, "seed=1", "data.shots=5", f"init={tmp_path}", "fresh=[core.head]",
                       experiment="dmmoe_language")
     taken, own = first.module.model.state_dict(), second.module.model.state_dict()
-    assert len(second.data.train_index) == 35 and not set(first.data.data.class_names) & set(
-        second.data.data.class_names
-    )
+    assert len(second.data.train_index) == 35
+    assert not set(first.data.data.class_names) & set(second.data.data.class_names)
     for name, weight in own.items():
         same = weight.shape == taken[name].shape and torch.equal(weight, taken[name])
         assert same == (not name.startswith("core.head")), name

@@ -1,34 +1,36 @@
 # Made from nbs/73_meme.ipynb by `pmd-dev tests`. Edit the notebook.
 import functools
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.data.batches import random_examples
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DDIM
 from perceiver_moe_diffusion.evaluation.metrics import Mean
-from perceiver_moe_diffusion.experiments.meme import by_noise
-from perceiver_moe_diffusion.experiments.meme import denoiser_costs
-from perceiver_moe_diffusion.experiments.meme import frequency_rings
-from perceiver_moe_diffusion.experiments.meme import high_minus_low
-from perceiver_moe_diffusion.experiments.meme import linear_filter
-from perceiver_moe_diffusion.experiments.meme import loss_by_interval
-from perceiver_moe_diffusion.experiments.meme import relative_losses
-from perceiver_moe_diffusion.experiments.meme import removed_spectrum
-from perceiver_moe_diffusion.experiments.meme import ring_means
-from perceiver_moe_diffusion.experiments.meme import show_by_noise
-from perceiver_moe_diffusion.experiments.meme import wiener_gain
+from perceiver_moe_diffusion.experiments.meme import (
+    by_noise,
+    denoiser_costs,
+    frequency_rings,
+    high_minus_low,
+    linear_filter,
+    loss_by_interval,
+    relative_losses,
+    removed_spectrum,
+    ring_means,
+    show_by_noise,
+    wiener_gain,
+)
 from perceiver_moe_diffusion.models.adapters import PatchAdapter
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.flops import count_flops
-from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter
-from perceiver_moe_diffusion.models.mixture_of_denoisers import MixtureOfDenoisers
+from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter, MixtureOfDenoisers
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
-from perceiver_moe_diffusion.runs.build import build_run
-from perceiver_moe_diffusion.runs.build import instantiate_node
+from perceiver_moe_diffusion.runs.build import build_run, instantiate_node
 from perceiver_moe_diffusion.runs.overrides import load_config
-from torch.testing import assert_close
 
 
 def tiny(input_shape=(1, 8, 8), num_classes=10, seed=0, **core):

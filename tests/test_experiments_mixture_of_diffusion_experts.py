@@ -4,29 +4,29 @@ import copy
 import functools
 import io
 import json
-import pytest
 import tempfile
-import torch
 from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
-from perceiver_moe_diffusion.experiments.mixture_of_diffusion_experts import JudgeGrowth
-from perceiver_moe_diffusion.experiments.mixture_of_diffusion_experts import expert_weights
-from perceiver_moe_diffusion.experiments.mixture_of_diffusion_experts import grow
-from perceiver_moe_diffusion.experiments.mixture_of_diffusion_experts import save_grown
-from perceiver_moe_diffusion.experiments.mixture_of_diffusion_experts import show_experts
+from perceiver_moe_diffusion.experiments.mixture_of_diffusion_experts import (
+    JudgeGrowth,
+    expert_weights,
+    grow,
+    save_grown,
+    show_experts,
+)
 from perceiver_moe_diffusion.models.flops import count_flops
-from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter
-from perceiver_moe_diffusion.models.mixture_of_denoisers import MixtureOfDenoisers
+from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter, MixtureOfDenoisers
 from perceiver_moe_diffusion.pipelines.files import load_pipeline
-from perceiver_moe_diffusion.runs.build import build_run
-from perceiver_moe_diffusion.runs.build import make_pipeline
+from perceiver_moe_diffusion.runs.build import build_run, make_pipeline
 from perceiver_moe_diffusion.runs.overrides import load_config
-from perceiver_moe_diffusion.runs.train import save_model
-from perceiver_moe_diffusion.runs.train import train
-from torch.testing import assert_close
-
+from perceiver_moe_diffusion.runs.train import save_model, train
 
 TINY = ("experiment=mixture_of_diffusion_experts", "model.dim=16", "model.num_latents=4", "model.depth=0",
         "model.expert.adapter.stem_channels=8", "diffusion.timesteps=100", "sampler.steps=4")

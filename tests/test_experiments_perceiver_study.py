@@ -1,6 +1,8 @@
 # Made from nbs/71_perceiver_study.ipynb by `pmd-dev tests`. Edit the notebook.
-import torch
 from functools import partial
+
+import torch
+
 from perceiver_moe_diffusion.experiments.perceiver_study import classifier_costs
 from perceiver_moe_diffusion.models.classifier import Classifier
 from perceiver_moe_diffusion.models.flops import count_flops

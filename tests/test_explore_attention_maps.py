@@ -2,43 +2,45 @@
 import copy
 import functools
 import html
-import ipywidgets
 import math
+from functools import partial
+
+import ipywidgets
 import numpy as np
 import pytest
 import torch
-from functools import partial
+from torch import nn
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
-from perceiver_moe_diffusion.explore.attention_maps import as_maps
-from perceiver_moe_diffusion.explore.attention_maps import attention_explorer
-from perceiver_moe_diffusion.explore.attention_maps import attention_figure
-from perceiver_moe_diffusion.explore.attention_maps import attention_weights
-from perceiver_moe_diffusion.explore.attention_maps import entropy
-from perceiver_moe_diffusion.explore.attention_maps import noised_images
-from perceiver_moe_diffusion.explore.attention_maps import read_by_latents
-from perceiver_moe_diffusion.explore.attention_maps import read_by_queries
-from perceiver_moe_diffusion.explore.attention_maps import read_by_the_question
-from perceiver_moe_diffusion.explore.attention_maps import reading_over_time
-from perceiver_moe_diffusion.explore.attention_maps import record_attention
-from perceiver_moe_diffusion.explore.attention_maps import show_latent_maps
-from perceiver_moe_diffusion.explore.attention_maps import show_levels
-from perceiver_moe_diffusion.explore.attention_maps import show_query_reading
-from perceiver_moe_diffusion.explore.attention_maps import show_reading
+from perceiver_moe_diffusion.explore.attention_maps import (
+    as_maps,
+    attention_explorer,
+    attention_figure,
+    attention_weights,
+    entropy,
+    noised_images,
+    read_by_latents,
+    read_by_queries,
+    read_by_the_question,
+    reading_over_time,
+    record_attention,
+    show_latent_maps,
+    show_levels,
+    show_query_reading,
+    show_reading,
+)
 from perceiver_moe_diffusion.explore.patches import patch_grid
 from perceiver_moe_diffusion.explore.widgets import LiveFigure
-from perceiver_moe_diffusion.models.adapters import ConvAdapter
-from perceiver_moe_diffusion.models.adapters import PatchAdapter
-from perceiver_moe_diffusion.models.attention import Attention
-from perceiver_moe_diffusion.models.attention import Block
+from perceiver_moe_diffusion.models.adapters import ConvAdapter, PatchAdapter
+from perceiver_moe_diffusion.models.attention import Attention, Block
 from perceiver_moe_diffusion.models.classifier import Classifier
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
-from torch import nn
-from torch.testing import assert_close
 
 
 def layer_and_inputs(num_heads=2, context_dim=11, seed=0):

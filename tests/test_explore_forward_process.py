@@ -1,27 +1,28 @@
 # Made from nbs/68_forward_process.ipynb by `pmd-dev tests`. Edit the notebook.
 import html
-import ipywidgets
 import math
+from functools import partial
+
+import ipywidgets
 import pytest
 import torch
-from functools import partial
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
-from perceiver_moe_diffusion.diffusion.process import Diffusion
-from perceiver_moe_diffusion.diffusion.process import cosine
-from perceiver_moe_diffusion.diffusion.process import linear
-from perceiver_moe_diffusion.diffusion.process import zero_terminal_snr
-from perceiver_moe_diffusion.explore.forward_process import FLOOR
-from perceiver_moe_diffusion.explore.forward_process import SCHEDULES
-from perceiver_moe_diffusion.explore.forward_process import forward_explorer
-from perceiver_moe_diffusion.explore.forward_process import forward_figure
-from perceiver_moe_diffusion.explore.forward_process import ingredients
-from perceiver_moe_diffusion.explore.forward_process import log_snr
-from perceiver_moe_diffusion.explore.forward_process import show_snr
-from perceiver_moe_diffusion.explore.forward_process import show_strip
-from perceiver_moe_diffusion.explore.forward_process import snr_curves
+from perceiver_moe_diffusion.diffusion.process import Diffusion, cosine, linear, zero_terminal_snr
+from perceiver_moe_diffusion.explore.forward_process import (
+    FLOOR,
+    SCHEDULES,
+    forward_explorer,
+    forward_figure,
+    ingredients,
+    log_snr,
+    show_snr,
+    show_strip,
+    snr_curves,
+)
 from perceiver_moe_diffusion.explore.widgets import LiveFigure
-from torch.testing import assert_close
 
 
 @pytest.mark.parametrize("timesteps", [2, 50, 1000])

@@ -1,17 +1,21 @@
 # Made from nbs/63_guidance_explorer.ipynb by `pmd-dev tests`. Edit the notebook.
 import html
-import pytest
 import threading
+
+import pytest
 import torch
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.evaluation.pretrained import judge_of
-from perceiver_moe_diffusion.explore.guidance_explorer import GuidanceExplorer
-from perceiver_moe_diffusion.explore.guidance_explorer import Panel
-from perceiver_moe_diffusion.explore.guidance_explorer import SamplingRequest
-from perceiver_moe_diffusion.explore.guidance_explorer import describe_quality
-from perceiver_moe_diffusion.explore.guidance_explorer import guidance_strip
-from perceiver_moe_diffusion.explore.guidance_explorer import quality_of
-from perceiver_moe_diffusion.explore.guidance_explorer import run_request
+from perceiver_moe_diffusion.explore.guidance_explorer import (
+    GuidanceExplorer,
+    Panel,
+    SamplingRequest,
+    describe_quality,
+    guidance_strip,
+    quality_of,
+    run_request,
+)
 from perceiver_moe_diffusion.pipelines.files import from_pretrained
 
 

@@ -1,25 +1,28 @@
 # Made from nbs/65_patches.ipynb by `pmd-dev tests`. Edit the notebook.
 import functools
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
-from perceiver_moe_diffusion.explore.patches import expert_colours
-from perceiver_moe_diffusion.explore.patches import patch_experts
-from perceiver_moe_diffusion.explore.patches import patch_grid
-from perceiver_moe_diffusion.explore.patches import patch_maps
-from perceiver_moe_diffusion.explore.patches import show_patches
-from perceiver_moe_diffusion.explore.patches import tint_patches
+from perceiver_moe_diffusion.explore.patches import (
+    expert_colours,
+    patch_experts,
+    patch_grid,
+    patch_maps,
+    show_patches,
+    tint_patches,
+)
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.attention import Dense
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
-from perceiver_moe_diffusion.models.moe import Routing
-from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.moe import Routing, build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
-from torch import nn
 
 
 @pytest.mark.parametrize("patches, image_shape, grid", [

@@ -1,35 +1,37 @@
 # Made from nbs/64_routing.ipynb by `pmd-dev tests`. Edit the notebook.
 import functools
 import math
+
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
-from perceiver_moe_diffusion.explore.routing import RoutingRecord
-from perceiver_moe_diffusion.explore.routing import STATISTICS
-from perceiver_moe_diffusion.explore.routing import blind_ratio
-from perceiver_moe_diffusion.explore.routing import choice_shares
-from perceiver_moe_diffusion.explore.routing import co_activation
-from perceiver_moe_diffusion.explore.routing import record_routing
-from perceiver_moe_diffusion.explore.routing import router_statistics
-from perceiver_moe_diffusion.explore.routing import shares_over_class
-from perceiver_moe_diffusion.explore.routing import shares_over_time
-from perceiver_moe_diffusion.explore.routing import show_classes
-from perceiver_moe_diffusion.explore.routing import show_co_activation
-from perceiver_moe_diffusion.explore.routing import show_router_history
-from perceiver_moe_diffusion.explore.routing import show_time
+from perceiver_moe_diffusion.explore.routing import (
+    STATISTICS,
+    RoutingRecord,
+    blind_ratio,
+    choice_shares,
+    co_activation,
+    record_routing,
+    router_statistics,
+    shares_over_class,
+    shares_over_time,
+    show_classes,
+    show_co_activation,
+    show_router_history,
+    show_time,
+)
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.attention import Dense
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
-from perceiver_moe_diffusion.models.moe import Routing
-from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.moe import Routing, build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
-from torch.testing import assert_close
-
 
 FOUR_EXPERTS = functools.partial(build_moe, num_experts=4, top_k=2)
 

@@ -1,23 +1,22 @@
 # Made from nbs/66_routing_explorer.ipynb by `pmd-dev tests`. Edit the notebook.
 import functools
 import html
+
 import pytest
 import torch
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
 from perceiver_moe_diffusion.explore.routing import record_routing
-from perceiver_moe_diffusion.explore.routing_explorer import PICTURES
-from perceiver_moe_diffusion.explore.routing_explorer import routing_explorer
-from perceiver_moe_diffusion.explore.routing_explorer import routing_picture
+from perceiver_moe_diffusion.explore.routing_explorer import PICTURES, routing_explorer, routing_picture
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.attention import Dense
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
-
 
 FOUR_EXPERTS = functools.partial(build_moe, num_experts=4, top_k=2)
 

@@ -1,16 +1,15 @@
 # Made from nbs/62_widgets.ipynb by `pmd-dev tests`. Edit the notebook.
 import html
+import threading
+from io import BytesIO
+
 import ipywidgets
 import pytest
-import threading
-from PIL import Image as Picture
-from io import BytesIO
 from matplotlib import pyplot as plt
+from PIL import Image as Picture
+
 from perceiver_moe_diffusion.core import require_number
-from perceiver_moe_diffusion.explore.widgets import LatestTaskWorker
-from perceiver_moe_diffusion.explore.widgets import LiveFigure
-from perceiver_moe_diffusion.explore.widgets import status_line
-from perceiver_moe_diffusion.explore.widgets import to_png
+from perceiver_moe_diffusion.explore.widgets import LatestTaskWorker, LiveFigure, status_line, to_png
 
 
 def stepwise(log, name, started, go_on):

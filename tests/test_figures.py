@@ -1,22 +1,25 @@
 # Made from nbs/61_figures.ipynb by `pmd-dev tests`. Edit the notebook.
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from matplotlib import pyplot as plt
-from pathlib import Path
+from PIL import Image
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.sampling import SamplerStep
-from perceiver_moe_diffusion.figures import draw_image
-from perceiver_moe_diffusion.figures import house_style
-from perceiver_moe_diffusion.figures import save_figure
-from perceiver_moe_diffusion.figures import show_curves
-from perceiver_moe_diffusion.figures import show_grid
-from perceiver_moe_diffusion.figures import show_load
-from perceiver_moe_diffusion.figures import show_trajectory
-from perceiver_moe_diffusion.models.moe import Routing
-from perceiver_moe_diffusion.models.moe import expert_load
+from perceiver_moe_diffusion.figures import (
+    draw_image,
+    house_style,
+    save_figure,
+    show_curves,
+    show_grid,
+    show_load,
+    show_trajectory,
+)
+from perceiver_moe_diffusion.models.moe import Routing, expert_load
 
 
 def numbered(n, channels, height, width):

@@ -1,14 +1,14 @@
 # Made from nbs/60_image_grid.ipynb by `pmd-dev tests`. Edit the notebook.
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from io import BytesIO
-from pathlib import Path
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.image_grid import png_grid
-from perceiver_moe_diffusion.image_grid import save_images
-from perceiver_moe_diffusion.image_grid import tile
+from perceiver_moe_diffusion.image_grid import png_grid, save_images, tile
 
 
 def numbered(n, channels, height, width):

@@ -1,22 +1,25 @@
 # Made from nbs/23_adapters.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
+from torch import nn
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.models.adapters import ConvAdapter
-from perceiver_moe_diffusion.models.adapters import ConvPreprocessor
-from perceiver_moe_diffusion.models.adapters import FiLM
-from perceiver_moe_diffusion.models.adapters import ImagePreprocessor
-from perceiver_moe_diffusion.models.adapters import InputQuery
-from perceiver_moe_diffusion.models.adapters import LearnedQuery
-from perceiver_moe_diffusion.models.adapters import PatchAdapter
-from perceiver_moe_diffusion.models.adapters import PositionQuery
-from perceiver_moe_diffusion.models.adapters import Projected
+from perceiver_moe_diffusion.models.adapters import (
+    ConvAdapter,
+    ConvPreprocessor,
+    FiLM,
+    ImagePreprocessor,
+    InputQuery,
+    LearnedQuery,
+    PatchAdapter,
+    PositionQuery,
+    Projected,
+)
 from perceiver_moe_diffusion.models.fourier import grid_positions
 from perceiver_moe_diffusion.models.modalities import TextPreprocessor
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
-from torch import nn
-
 
 SHAPES = [(1, 8, 8), (3, 12, 8), (2, 4, 20)]  # square, tall, wide
 

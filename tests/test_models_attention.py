@@ -1,16 +1,15 @@
 # Made from nbs/21_attention.ipynb by `pmd-dev tests`. Edit the notebook.
 import math
+
 import pytest
 import torch
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.models.attention import Attention
-from perceiver_moe_diffusion.models.attention import Block
-from perceiver_moe_diffusion.models.attention import Dense
-from perceiver_moe_diffusion.models.attention import naive_attention
 from torch import nn
 from torch.nn import functional as F
 from transformers import PerceiverConfig
 from transformers.models.perceiver.modeling_perceiver import PerceiverLayer
+
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.models.attention import Attention, Block, Dense, naive_attention
 
 
 def look_up(query: list[float], keys: list[list[float]], values: list[list[float]]) -> list[float]:

@@ -1,25 +1,24 @@
 # Made from nbs/26_classifier.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
 from lightning import Trainer
+from torch.nn import functional as F
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.batches import Batch
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
-from perceiver_moe_diffusion.models.adapters import ConvPreprocessor
-from perceiver_moe_diffusion.models.adapters import ImagePreprocessor
+from perceiver_moe_diffusion.models.adapters import ConvPreprocessor, ImagePreprocessor
 from perceiver_moe_diffusion.models.classifier import Classifier
-from perceiver_moe_diffusion.models.modalities import MultiModalPreprocessor
-from perceiver_moe_diffusion.models.modalities import TextPreprocessor
+from perceiver_moe_diffusion.models.modalities import MultiModalPreprocessor, TextPreprocessor
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline
-from perceiver_moe_diffusion.training.loop import EMA
-from perceiver_moe_diffusion.training.loop import TrainerData
+from perceiver_moe_diffusion.training.loop import EMA, TrainerData
 from perceiver_moe_diffusion.training.tasks import ClassifierModule
-from torch.nn import functional as F
-from torch.testing import assert_close
 
 
 def small(**options):

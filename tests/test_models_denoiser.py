@@ -1,22 +1,18 @@
 # Made from nbs/25_denoiser.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.diffusion.process import Diffusion
-from perceiver_moe_diffusion.models.adapters import ConvAdapter
-from perceiver_moe_diffusion.models.adapters import InputQuery
-from perceiver_moe_diffusion.models.adapters import PatchAdapter
-from perceiver_moe_diffusion.models.adapters import PositionQuery
+from perceiver_moe_diffusion.models.adapters import ConvAdapter, InputQuery, PatchAdapter, PositionQuery
 from perceiver_moe_diffusion.models.attention import Dense
-from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
-from perceiver_moe_diffusion.models.denoiser import TimeAndClass
-from perceiver_moe_diffusion.models.denoiser import timestep_embedding
-from perceiver_moe_diffusion.models.moe import NoisyTopKRouter
-from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser, TimeAndClass, timestep_embedding
+from perceiver_moe_diffusion.models.moe import NoisyTopKRouter, build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
-from torch.testing import assert_close
 
 
 def test_timesteps_get_distinct_embeddings_of_equal_length():

@@ -1,19 +1,14 @@
 # Made from nbs/31_experts.ipynb by `pmd-dev tests`. Edit the notebook.
 import pytest
 import torch
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.models.attention import Attention
-from perceiver_moe_diffusion.models.experts import AttentionExpert
-from perceiver_moe_diffusion.models.experts import ConvExpert
-from perceiver_moe_diffusion.models.experts import RecurrentExpert
-from perceiver_moe_diffusion.models.experts import neighbour_table
-from perceiver_moe_diffusion.models.moe import MLPExpert
-from perceiver_moe_diffusion.models.moe import NoisyTopKRouter
-from perceiver_moe_diffusion.models.moe import TopKRouter
-from perceiver_moe_diffusion.models.moe import build_moe
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.models.attention import Attention
+from perceiver_moe_diffusion.models.experts import AttentionExpert, ConvExpert, RecurrentExpert, neighbour_table
+from perceiver_moe_diffusion.models.moe import MLPExpert, NoisyTopKRouter, TopKRouter, build_moe
 
 
 def test_neighbours_are_symmetric_and_hold_the_token_itself_in_the_middle():
@@ -29,11 +24,8 @@ def test_on_several_grids_nobody_is_beside_anybody_of_another():
     table = neighbour_table((2, 3), (4,))
     assert table.shape == (10, 9 + 3) and torch.equal(table[:6, :9], neighbour_table((2, 3)))
     text = neighbour_table((4,))
-    assert (
-        torch.equal(table[6:, 9:], torch.where(text >= 0, text + 6, -1))
-        and (table[:6, 9:] == -1).all()
-        and (table[6:, :9] == -1).all()
-    )
+    assert torch.equal(table[6:, 9:], torch.where(text >= 0, text + 6, -1))
+    assert (table[:6, 9:] == -1).all() and (table[6:, :9] == -1).all()
 
 
 @pytest.mark.parametrize("grid", [(), (0, 3), (2.5,)])
@@ -43,7 +35,7 @@ def test_a_grid_that_is_none_is_refused(grid):
 
 
 def everywhere(sequence):
-    "All rows of a sequence, as if the router had sent every token to one expert."
+    "All tokens of a sequence, as if the router had sent every one to the same expert."
     rows = sequence.flatten(0, 1)
     return rows, torch.arange(len(rows)), sequence
 
@@ -70,8 +62,16 @@ def test_an_image_and_a_text_in_one_sequence_are_two_convolutions():
     image, text = ConvExpert(6, (2, 3)), ConvExpert(6, (4,))
     image.kernel, text.kernel = nn.Parameter(both.kernel[:9].detach()), nn.Parameter(both.kernel[9:].detach())
     image.mlp = text.mlp = both.mlp
-    expected = torch.cat([image(*everywhere(x[:, :6])).view(2, 6, 6), text(*everywhere(x[:, 6:])).view(2, 4, 6)], dim=1)
-    assert_close(both(*everywhere(x)).view(2, 10, 6), expected)
+    apart = [image(*everywhere(x[:, :6])).view(2, 6, 6), text(*everywhere(x[:, 6:])).view(2, 4, 6)]
+    assert_close(both(*everywhere(x)).view(2, 10, 6), torch.cat(apart, dim=1))
+
+
+def test_a_convolution_is_computed_for_the_chosen_tokens_alone():
+    torch.manual_seed(0)
+    expert, x = ConvExpert(6, (4, 5)), torch.randn(2, 20, 6)
+    rows, where, _ = everywhere(x)
+    chosen = torch.tensor([0, 7, 19, 25])
+    assert_close(expert(rows[chosen], chosen, x), expert(rows, where, x)[chosen])
 
 
 def test_an_expert_with_a_grid_can_be_sketched_without_memory():
@@ -105,6 +105,20 @@ def test_the_recurrence_walks_along_the_chosen_rows_of_each_sample():
     assert_close(expert(x.flatten(0, 1)[where], where, x), expert.out(torch.cat([first[0], third[0]])))
 
 
+def test_the_reset_gate_acts_after_the_matrix():
+    "The equations above, one step after the other."
+    torch.manual_seed(0)
+    expert, x = RecurrentExpert(4), torch.randn(1, 3, 4)
+    gru, state, states = expert.gru, torch.zeros(4), []
+    for token in x[0]:
+        of_token = (gru.weight_ih_l0 @ token + gru.bias_ih_l0).chunk(3)
+        of_state = (gru.weight_hh_l0 @ state + gru.bias_hh_l0).chunk(3)
+        reset, update = (torch.sigmoid(of_token[i] + of_state[i]) for i in (0, 1))
+        state = update * state + (1 - update) * torch.tanh(of_token[2] + reset * of_state[2])
+        states.append(state)
+    assert_close(expert(x[0], torch.arange(3), x), expert.out(torch.stack(states)))
+
+
 KINDS = (ConvExpert, AttentionExpert, RecurrentExpert, MLPExpert)
 
 
@@ -117,9 +131,8 @@ def test_with_every_expert_for_every_token_the_mixture_is_the_sum_of_the_whole_l
     layer, x = mixture(top_k=4), torch.randn(2, 16, 8)
     y, routing = layer(x)
     rows, where = x.flatten(0, 1), torch.arange(32)
-    expected = sum(
-        routing.probs[:, e, None] * expert(rows, where, sequence=x) for e, expert in enumerate(layer.experts)
-    )
+    outputs = [expert(rows, where, sequence=x) for expert in layer.experts]
+    expected = sum(routing.probs[:, e, None] * output for e, output in enumerate(outputs))
     assert_close(y.flatten(0, 1), expected)
 
 
@@ -132,9 +145,8 @@ def test_an_expert_of_any_kind_that_gets_no_row_still_gets_gradients_and_changes
         layer.router.gate.weight[1, 0] = 1.0
     x[..., 0] = 5.0                                            # all tokens choose the second expert
     layer(x)[0].sum().backward()
-    assert all(p.grad is not None for p in layer.parameters()) and all(
-        not p.grad.any() for p in layer.experts[0].parameters()
-    )
+    assert all(p.grad is not None for p in layer.parameters())
+    assert all(not p.grad.any() for p in layer.experts[0].parameters())
 
 
 @pytest.mark.parametrize("router", [TopKRouter, NoisyTopKRouter])

@@ -1,24 +1,35 @@
 # Made from nbs/32_flops.ipynb by `pmd-dev tests`. Edit the notebook.
 import torch
-from perceiver_moe_diffusion.models.experts import AttentionExpert
-from perceiver_moe_diffusion.models.experts import ConvExpert
-from perceiver_moe_diffusion.models.experts import RecurrentExpert
+from torch import nn
+
+from perceiver_moe_diffusion.models.attention import Attention
+from perceiver_moe_diffusion.models.experts import AttentionExpert, ConvExpert, RecurrentExpert
 from perceiver_moe_diffusion.models.flops import count_flops
-from perceiver_moe_diffusion.models.moe import MLPExpert
-from perceiver_moe_diffusion.models.moe import TopKRouter
-from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.moe import MLPExpert, build_moe
 
 
-KINDS = (ConvExpert, AttentionExpert, RecurrentExpert, MLPExpert)
+def test_matrix_products_and_convolutions_have_their_formulas():
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    assert count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    conv, image = nn.Conv2d(2, 4, 3, padding=1, bias=False), torch.randn(2, 2, 6, 5)
+    assert count_flops(lambda: conv(image)) == 2 * (2 * 4 * 6 * 5) * (2 * 3 * 3)
+    assert count_flops(lambda: (a + 1).exp().softmax(dim=-1)) == 0, "what is done number by number is not counted"
 
 
-def mixture(top_k=2, num_experts=4, kinds=KINDS, router=TopKRouter):
-    torch.manual_seed(0)
-    return build_moe(8, num_experts, top_k, router, kinds)
+def test_both_products_of_the_fused_attention_are_counted():
+    attention, x = Attention(8, num_heads=2), torch.randn(3, 10, 8)
+    assert count_flops(lambda: attention(x)) == 3 * (8 * 10 * 8**2 + 4 * 10**2 * 8)
+
+
+def test_counting_runs_once_without_gradients_and_changes_nothing():
+    layer, x, seen = nn.Linear(4, 4), torch.randn(2, 4), []
+    assert count_flops(lambda: seen.append(layer(x))) == 2 * 2 * 4 * 4
+    assert len(seen) == 1 and not seen[0].requires_grad
+    assert torch.equal(seen[0], layer(x)) and layer(x).requires_grad
 
 
 def flops_of(expert, n, x):
-    "Operations of an expert for the first n rows of every sample."
+    "FLOPs of an expert for the first n tokens of every sample."
     where = (torch.arange(len(x))[:, None] * x.shape[1] + torch.arange(n)).flatten()
     return count_flops(lambda: expert(x.flatten(0, 1)[where], where, sequence=x))
 
@@ -30,12 +41,12 @@ def test_operations_are_those_of_the_formulas():
     assert flops_of(MLPExpert(d, 4), n, x) == mlp
     assert flops_of(AttentionExpert(d), n, x) == 2 * B * (n * d * d + N * d * 2 * d + 2 * n * N * d + n * d * d)
     assert flops_of(RecurrentExpert(d), n, x) == 2 * B * n * (3 * d * d + 3 * d * d + d * d)
-    assert 0 < flops_of(ConvExpert(d), n, x) - mlp <= 2 * 2 * B * n * 9 * d, (
-        "the mask and the kernel: a few operations per neighbour and channel"
-    )
+    kernel = flops_of(ConvExpert(d), n, x) - mlp
+    assert 0 < kernel <= 2 * 2 * B * n * 9 * d, "the mask and the kernel: a few operations per neighbour and channel"
 
 
 def test_only_the_chosen_experts_are_computed():
+    torch.manual_seed(0)
     x = torch.randn(2, 16, 8)
-    cost = lambda top_k: count_flops(lambda: mixture(top_k, kinds=(MLPExpert,)).eval()(x))
+    cost = lambda top_k: count_flops(lambda: build_moe(8, 4, top_k, experts=[MLPExpert]).eval()(x))
     assert cost(4) - cost(2) == 2 * (cost(2) - cost(1)) > 0

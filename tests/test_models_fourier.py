@@ -1,10 +1,11 @@
 # Made from nbs/20_fourier.ipynb by `pmd-dev tests`. Edit the notebook.
 import math
+
 import pytest
 import torch
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.models.fourier import fourier_encode
-from perceiver_moe_diffusion.models.fourier import grid_positions
+from perceiver_moe_diffusion.models.fourier import fourier_encode, grid_positions
 
 
 @pytest.mark.parametrize("centres", [True, False])

@@ -1,23 +1,27 @@
 # Made from nbs/33_mixture_of_denoisers.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DDIM
 from perceiver_moe_diffusion.models.adapters import PatchAdapter
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.flops import count_flops
-from perceiver_moe_diffusion.models.mixture_of_denoisers import ForClasses
-from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter
-from perceiver_moe_diffusion.models.mixture_of_denoisers import LabelRouter
-from perceiver_moe_diffusion.models.mixture_of_denoisers import MixtureOfDenoisers
-from perceiver_moe_diffusion.models.mixture_of_denoisers import NoiseRouter
-from perceiver_moe_diffusion.models.mixture_of_denoisers import add_expert
-from perceiver_moe_diffusion.models.mixture_of_denoisers import remove_expert
+from perceiver_moe_diffusion.models.mixture_of_denoisers import (
+    ForClasses,
+    IntervalRouter,
+    LabelRouter,
+    MixtureOfDenoisers,
+    NoiseRouter,
+    add_expert,
+    remove_expert,
+)
 from perceiver_moe_diffusion.models.moe import balance_loss
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
-from torch.testing import assert_close
 
 
 def tiny(input_shape=(1, 8, 8), num_classes=10, seed=0, **core):

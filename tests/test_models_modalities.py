@@ -1,14 +1,17 @@
 # Made from nbs/24_modalities.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.models.adapters import ImagePreprocessor
-from perceiver_moe_diffusion.models.adapters import LearnedQuery
-from perceiver_moe_diffusion.models.modalities import ImageAndText
-from perceiver_moe_diffusion.models.modalities import MultiModalPreprocessor
-from perceiver_moe_diffusion.models.modalities import TextPreprocessor
-from perceiver_moe_diffusion.models.modalities import text_preprocessor
+from perceiver_moe_diffusion.models.adapters import ImagePreprocessor, LearnedQuery
+from perceiver_moe_diffusion.models.modalities import (
+    ImageAndText,
+    MultiModalPreprocessor,
+    TextPreprocessor,
+    text_preprocessor,
+)
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 
 

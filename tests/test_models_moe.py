@@ -1,24 +1,28 @@
 # Made from nbs/30_moe.ipynb by `pmd-dev tests`. Edit the notebook.
 import math
+
 import pytest
 import torch
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.models.attention import MLP
-from perceiver_moe_diffusion.models.moe import BiasBalancedRouter
-from perceiver_moe_diffusion.models.moe import MLPExpert
-from perceiver_moe_diffusion.models.moe import NoisyTopKRouter
-from perceiver_moe_diffusion.models.moe import Routing
-from perceiver_moe_diffusion.models.moe import TopKRouter
-from perceiver_moe_diffusion.models.moe import balance_loss
-from perceiver_moe_diffusion.models.moe import build_moe
-from perceiver_moe_diffusion.models.moe import combine
-from perceiver_moe_diffusion.models.moe import dispatch
-from perceiver_moe_diffusion.models.moe import expert_load
-from perceiver_moe_diffusion.models.moe import router_z_loss
-from perceiver_moe_diffusion.models.moe import run_experts
-from perceiver_moe_diffusion.models.moe import sort_by_expert
 from torch import nn
 from torch.testing import assert_close
+
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.models.attention import MLP
+from perceiver_moe_diffusion.models.moe import (
+    BiasBalancedRouter,
+    MLPExpert,
+    NoisyTopKRouter,
+    Routing,
+    TopKRouter,
+    balance_loss,
+    build_moe,
+    combine,
+    dispatch,
+    expert_load,
+    router_z_loss,
+    run_experts,
+    sort_by_expert,
+)
 
 
 def naive_moe(rows, gate, experts, top_k):

@@ -1,13 +1,14 @@
 # Made from nbs/22_perceiver.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.models.moe import BiasBalancedRouter
-from perceiver_moe_diffusion.models.moe import build_moe
-from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from torch import nn
 from torch.testing import assert_close
+
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.models.moe import BiasBalancedRouter, build_moe
+from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 
 
 def small(**options):

@@ -1,31 +1,28 @@
 # Made from nbs/27_upscaler.ipynb by `pmd-dev tests`. Edit the notebook.
 import functools
-import pytest
 import tempfile
-import torch
 from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import Batch
-from perceiver_moe_diffusion.data.batches import random_examples
+from perceiver_moe_diffusion.data.batches import Batch, random_examples
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DDIM
-from perceiver_moe_diffusion.evaluation.upscale import psnr
-from perceiver_moe_diffusion.evaluation.upscale import upscale_quality
+from perceiver_moe_diffusion.evaluation.upscale import psnr, upscale_quality
 from perceiver_moe_diffusion.models.adapters import PatchAdapter
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
-from perceiver_moe_diffusion.models.upscaler import ConditionedUpscaler
-from perceiver_moe_diffusion.models.upscaler import Upscaler
-from perceiver_moe_diffusion.pipelines.files import load_pipeline
-from perceiver_moe_diffusion.pipelines.files import save_pipeline
+from perceiver_moe_diffusion.models.upscaler import ConditionedUpscaler, Upscaler
+from perceiver_moe_diffusion.pipelines.files import load_pipeline, save_pipeline
 from perceiver_moe_diffusion.pipelines.upscale import UpscalerPipeline
-from perceiver_moe_diffusion.runs.build import build_run
-from perceiver_moe_diffusion.runs.build import instantiate_node
+from perceiver_moe_diffusion.runs.build import build_run, instantiate_node
 from perceiver_moe_diffusion.runs.folder import to_container
 from perceiver_moe_diffusion.runs.overrides import load_config
-from torch.nn import functional as F
-from torch.testing import assert_close
 
 
 def tiny(input_shape=(1, 8, 8), num_classes=10, seed=0, **core):

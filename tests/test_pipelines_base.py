@@ -1,16 +1,13 @@
 # Made from nbs/50_base.ipynb by `pmd-dev tests`. Edit the notebook.
 import pytest
 import torch
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.diffusion.process import Diffusion
-from perceiver_moe_diffusion.diffusion.sampling import DDIM
-from perceiver_moe_diffusion.diffusion.sampling import NoiseStream
-from perceiver_moe_diffusion.pipelines.base import Pipeline
-from perceiver_moe_diffusion.pipelines.base import SamplingPipeline
-from perceiver_moe_diffusion.pipelines.base import portions
 from torch import nn
 from torch.testing import assert_close
 
+from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.diffusion.process import Diffusion
+from perceiver_moe_diffusion.diffusion.sampling import DDIM, NoiseStream
+from perceiver_moe_diffusion.pipelines.base import Pipeline, SamplingPipeline, portions
 
 NAMES = ["cat", "dog", "owl"]
 

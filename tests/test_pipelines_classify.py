@@ -1,21 +1,20 @@
 # Made from nbs/52_classify.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.models.adapters import ImagePreprocessor
 from perceiver_moe_diffusion.models.classifier import Classifier
-from perceiver_moe_diffusion.models.modalities import MultiModalPreprocessor
-from perceiver_moe_diffusion.models.modalities import TextPreprocessor
+from perceiver_moe_diffusion.models.modalities import MultiModalPreprocessor, TextPreprocessor
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
-from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline
-from perceiver_moe_diffusion.pipelines.classify import move_inputs
-from perceiver_moe_diffusion.pipelines.classify import split_batches
-from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline, move_inputs, split_batches
 
 
 def test_inputs_of_one_modality_are_split_in_order():

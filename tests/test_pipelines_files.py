@@ -2,31 +2,33 @@
 import copy
 import json
 import pickle
-import pytest
 import shutil
 import sys
-import torch
 from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.moe import TopKRouter
 from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline
-from perceiver_moe_diffusion.pipelines.files import FORMAT
-from perceiver_moe_diffusion.pipelines.files import LOADABLE
-from perceiver_moe_diffusion.pipelines.files import from_plain
-from perceiver_moe_diffusion.pipelines.files import from_pretrained
-from perceiver_moe_diffusion.pipelines.files import load_initial_weights
-from perceiver_moe_diffusion.pipelines.files import load_pipeline
-from perceiver_moe_diffusion.pipelines.files import pretrained_folders
-from perceiver_moe_diffusion.pipelines.files import save_pipeline
-from perceiver_moe_diffusion.pipelines.files import to_plain
-from perceiver_moe_diffusion.pipelines.files import upgraded
+from perceiver_moe_diffusion.pipelines.files import (
+    FORMAT,
+    LOADABLE,
+    from_plain,
+    from_pretrained,
+    load_initial_weights,
+    load_pipeline,
+    pretrained_folders,
+    save_pipeline,
+    to_plain,
+    upgraded,
+)
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
 from perceiver_moe_diffusion.tools.workflow import project_root
-from safetensors.torch import load_file
-from safetensors.torch import save_file
-from torch.testing import assert_close
-
 
 MODELS, DIFFUSION = "perceiver_moe_diffusion.models.", "perceiver_moe_diffusion.diffusion."
 FEED_FORWARD = {
@@ -170,6 +172,15 @@ def test_a_classifier_comes_back_as_one_and_predicts_the_same(tmp_path):
 def test_a_kind_of_pipeline_that_is_not_known_is_refused(saved):
     edit(saved, "pipeline", "system")
     refused(saved, "a pipeline of the kind 'system' is not possible; allowed: ClassifierPipeline, GeneratorPipeline")
+
+
+def test_a_model_of_ones_own_is_built_without_a_sketch_and_checked_all_the_same(saved, monkeypatch):
+    expected, weights = load_pipeline(saved).sample([1, 2]), load_file(saved / "model.safetensors")
+    monkeypatch.delattr("perceiver_moe_diffusion.pipelines.files.on_meta_device")
+    assert torch.equal(load_pipeline(saved, foreign=False).sample([1, 2]), expected)
+    del weights["core.latents"]
+    save_file(weights, saved / "model.safetensors")
+    refused(saved, "missing: ['core.latents']", foreign=False)
 
 
 def test_loading_leaves_the_global_random_numbers_alone(saved):

@@ -1,23 +1,21 @@
 # Made from nbs/51_generate.ipynb by `pmd-dev tests`. Edit the notebook.
-import pytest
-import torch
 from dataclasses import replace
 from functools import partial
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.process import Diffusion
-from perceiver_moe_diffusion.diffusion.sampling import DDIM
-from perceiver_moe_diffusion.diffusion.sampling import DDPM
-from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
-from perceiver_moe_diffusion.diffusion.sampling import NoiseStream
+from perceiver_moe_diffusion.diffusion.sampling import DDIM, DDPM, DPMSolverPP, NoiseStream
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
-from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
 
 NAMES = [str(i) for i in range(10)]
 

@@ -1,12 +1,15 @@
 # Made from nbs/53_upscale.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+
 import pytest
 import torch
-from functools import partial
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.process import Diffusion
-from perceiver_moe_diffusion.diffusion.sampling import DDIM
-from perceiver_moe_diffusion.diffusion.sampling import DDPM
-from perceiver_moe_diffusion.diffusion.sampling import DPMSolverPP
+from perceiver_moe_diffusion.diffusion.sampling import DDIM, DDPM, DPMSolverPP
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter
@@ -14,10 +17,6 @@ from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.models.upscaler import Upscaler
 from perceiver_moe_diffusion.pipelines.upscale import UpscalerPipeline
-from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
 
 NAMES = [str(i) for i in range(10)]
 

@@ -2,19 +2,18 @@
 import ast
 import copy
 import functools
-import pytest
-import torch
 from importlib import import_module
 from importlib.resources import files
-from omegaconf import OmegaConf
 from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.runs.build import build_run
-from perceiver_moe_diffusion.runs.build import instantiate_node
-from perceiver_moe_diffusion.runs.build import make_pipeline
+from perceiver_moe_diffusion.runs.build import build_run, instantiate_node, make_pipeline
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.train import save_model
-
 
 QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
          "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]

@@ -5,35 +5,29 @@ import csv
 import functools
 import io
 import json
-import pytest
 import re
 import shlex
 import signal
 import subprocess
 import sysconfig
+from pathlib import Path
+
+import pytest
 import torch
 from matplotlib import image as pictures
 from omegaconf import OmegaConf
-from pathlib import Path
+from safetensors.torch import load_file
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import instantiate_node
-from perceiver_moe_diffusion.runs.cli import pmd_evaluate
-from perceiver_moe_diffusion.runs.cli import pmd_sample
-from perceiver_moe_diffusion.runs.cli import pmd_train
-from perceiver_moe_diffusion.runs.cli import sample_images
+from perceiver_moe_diffusion.runs.cli import pmd_evaluate, pmd_sample, pmd_train, sample_images
 from perceiver_moe_diffusion.runs.folder import same_settings
 from perceiver_moe_diffusion.runs.overrides import load_config
-from perceiver_moe_diffusion.runs.report import RESULT_TITLES
-from perceiver_moe_diffusion.runs.report import same_data
-from perceiver_moe_diffusion.runs.sweep import SWEEP_COLUMNS
-from perceiver_moe_diffusion.runs.sweep import run_job
-from perceiver_moe_diffusion.runs.sweep import sweep_jobs
-from perceiver_moe_diffusion.runs.sweep import sweep_table
+from perceiver_moe_diffusion.runs.report import RESULT_TITLES, same_data
+from perceiver_moe_diffusion.runs.sweep import SWEEP_COLUMNS, run_job, sweep_jobs, sweep_table
 from perceiver_moe_diffusion.runs.train import train
 from perceiver_moe_diffusion.training.tasks import DiffusionModule
-from safetensors.torch import load_file
-
 
 QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
          "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]

@@ -1,23 +1,26 @@
 # Made from nbs/84_folder.ipynb by `pmd-dev tests`. Edit the notebook.
 import copy
 import functools
-import pytest
 import re
-from omegaconf import OmegaConf
 from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.runs.folder import RUN_DIR
-from perceiver_moe_diffusion.runs.folder import RUN_FORMAT
-from perceiver_moe_diffusion.runs.folder import check_writable
-from perceiver_moe_diffusion.runs.folder import choose_folder
-from perceiver_moe_diffusion.runs.folder import comparable
-from perceiver_moe_diffusion.runs.folder import open_folder
-from perceiver_moe_diffusion.runs.folder import same_settings
-from perceiver_moe_diffusion.runs.folder import saved_settings
-from perceiver_moe_diffusion.runs.folder import to_container
+from perceiver_moe_diffusion.runs.folder import (
+    RUN_DIR,
+    RUN_FORMAT,
+    check_writable,
+    choose_folder,
+    comparable,
+    open_folder,
+    same_settings,
+    saved_settings,
+    to_container,
+)
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.tools.workflow import project_root
-
 
 # a run of version 0.3.1 that was stopped by Ctrl-C, and what had been typed to begin it
 OLD_RUN = project_root(Path(__file__).parent if "__file__" in globals() else None) / "tests/data/v0_3_1/run"

@@ -1,27 +1,30 @@
 # Made from nbs/82_overrides.ipynb by `pmd-dev tests`. Edit the notebook.
-import pytest
 import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 import yaml
-from hydra import compose
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from hydra.version import VersionBase
-from importlib.resources import files
 from omegaconf import OmegaConf
-from pathlib import Path
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.models.moe import TopKRouter
-from perceiver_moe_diffusion.runs.overrides import check_parameter
-from perceiver_moe_diffusion.runs.overrides import check_root
-from perceiver_moe_diffusion.runs.overrides import closest
-from perceiver_moe_diffusion.runs.overrides import folder_exists
-from perceiver_moe_diffusion.runs.overrides import load_config
-from perceiver_moe_diffusion.runs.overrides import read_override
-from perceiver_moe_diffusion.runs.overrides import suggestion
+from perceiver_moe_diffusion.runs.overrides import (
+    check_parameter,
+    check_root,
+    closest,
+    folder_exists,
+    load_config,
+    read_override,
+    suggestion,
+)
 from perceiver_moe_diffusion.runs.schemas import ROOT_SCHEMAS
-from typing import Any
 
 
 def test_loading_leaves_hydra_as_it_was(tmp_path):

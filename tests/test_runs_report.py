@@ -1,19 +1,23 @@
 # Made from nbs/87_report.ipynb by `pmd-dev tests`. Edit the notebook.
 import json
-import pytest
 import shutil
 from pathlib import Path
+
+import pytest
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import instantiate_node
 from perceiver_moe_diffusion.runs.overrides import load_config
-from perceiver_moe_diffusion.runs.report import evaluate_run
-from perceiver_moe_diffusion.runs.report import format_number
-from perceiver_moe_diffusion.runs.report import loss_curves
-from perceiver_moe_diffusion.runs.report import read_logs
-from perceiver_moe_diffusion.runs.report import results_table
-from perceiver_moe_diffusion.runs.report import same_data
-from perceiver_moe_diffusion.runs.report import save_log
+from perceiver_moe_diffusion.runs.report import (
+    evaluate_run,
+    format_number,
+    loss_curves,
+    read_logs,
+    results_table,
+    same_data,
+    save_log,
+)
 
 
 def write_parts(folder, **parts):

@@ -1,28 +1,31 @@
 # Made from nbs/81_schemas.ipynb by `pmd-dev tests`. Edit the notebook.
 import inspect
 import math
-import pytest
 import re
-import yaml
-from dataclasses import fields
-from dataclasses import make_dataclass
+from dataclasses import fields, make_dataclass
 from enum import Enum
-from hydra.core.config_store import ConfigStore
 from importlib.resources import files
-from omegaconf import OmegaConf
 from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.runs.overrides import load_config
-from perceiver_moe_diffusion.runs.schemas import ROOT_SCHEMAS
-from perceiver_moe_diffusion.runs.schemas import SCHEMAS
-from perceiver_moe_diffusion.runs.schemas import bounded
-from perceiver_moe_diffusion.runs.schemas import check_number
-from perceiver_moe_diffusion.runs.schemas import check_ranges
-from perceiver_moe_diffusion.runs.schemas import idiv
-from perceiver_moe_diffusion.runs.schemas import mul
-from perceiver_moe_diffusion.runs.schemas import register
-from perceiver_moe_diffusion.runs.schemas import settings_before_nodes
-from pkgutil import resolve_name
+from perceiver_moe_diffusion.runs.schemas import (
+    ROOT_SCHEMAS,
+    SCHEMAS,
+    bounded,
+    check_number,
+    check_ranges,
+    idiv,
+    mul,
+    register,
+    settings_before_nodes,
+)
 
 
 def test_a_bounded_field_keeps_its_range_and_hands_out_a_list_of_its_own():

@@ -3,20 +3,14 @@ import copy
 import csv
 import functools
 import json
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
-from pathlib import Path
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.runs.overrides import load_config
-from perceiver_moe_diffusion.runs.sweep import Job
-from perceiver_moe_diffusion.runs.sweep import is_sweep
-from perceiver_moe_diffusion.runs.sweep import run_job
-from perceiver_moe_diffusion.runs.sweep import run_jobs
-from perceiver_moe_diffusion.runs.sweep import sweep
-from perceiver_moe_diffusion.runs.sweep import sweep_jobs
-from perceiver_moe_diffusion.runs.sweep import sweep_table
-from perceiver_moe_diffusion.runs.train import train
-
+from perceiver_moe_diffusion.runs.sweep import Job, is_sweep, run_job, run_jobs, sweep, sweep_jobs, sweep_table
 
 QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
          "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]

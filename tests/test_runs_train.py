@@ -5,22 +5,21 @@ import csv
 import functools
 import inspect
 import json
-import pytest
 import shutil
 import sys
-import torch
 from importlib.resources import files
-from omegaconf import OmegaConf
 from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import build_run
 from perceiver_moe_diffusion.runs.overrides import load_config
-from perceiver_moe_diffusion.runs.train import save_model
-from perceiver_moe_diffusion.runs.train import shape_as_list
-from perceiver_moe_diffusion.runs.train import train
-from safetensors.torch import load_file
-
+from perceiver_moe_diffusion.runs.train import save_model, shape_as_list, train
 
 QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
          "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]

@@ -2,31 +2,23 @@
 import copy
 import functools
 import os
-import pytest
 import shlex
 import signal
-import torch
-from lightning import Callback
-from lightning import Trainer
-from omegaconf import OmegaConf
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from omegaconf import OmegaConf
+
 from perceiver_moe_diffusion.compat import silence_lightning
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.runs.build import build_run
-from perceiver_moe_diffusion.runs.folder import CHECKPOINT
-from perceiver_moe_diffusion.runs.folder import RUN_DIR
-from perceiver_moe_diffusion.runs.folder import choose_folder
-from perceiver_moe_diffusion.runs.folder import open_folder
-from perceiver_moe_diffusion.runs.overrides import load_config
-from perceiver_moe_diffusion.runs.overrides import read_override
-from perceiver_moe_diffusion.runs.trainer import ProgressLine
-from perceiver_moe_diffusion.runs.trainer import Stopped
-from perceiver_moe_diffusion.runs.trainer import fit
-from perceiver_moe_diffusion.runs.trainer import how_to_go_on
-from perceiver_moe_diffusion.runs.trainer import make_trainer
+from perceiver_moe_diffusion.runs.folder import CHECKPOINT, RUN_DIR, choose_folder, open_folder
+from perceiver_moe_diffusion.runs.overrides import load_config, read_override
+from perceiver_moe_diffusion.runs.trainer import ProgressLine, Stopped, fit, how_to_go_on, make_trainer
 from perceiver_moe_diffusion.training.loop import StopOnCtrlC
-from types import SimpleNamespace
-
 
 QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3"]
 RUN = [*QUICK, "trainer.max_steps=12", "trainer.val_check_interval=6", "trainer.log_every_n_steps=1"]

@@ -1,18 +1,25 @@
 # Made from nbs/94_architecture.ipynb by `pmd-dev tests`. Edit the notebook.
-import pytest
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+
+import pytest
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.tools.architecture import PACKAGE
-from perceiver_moe_diffusion.tools.architecture import ROOMS
-from perceiver_moe_diffusion.tools.architecture import broken_doors
-from perceiver_moe_diffusion.tools.architecture import circles
-from perceiver_moe_diffusion.tools.architecture import floors_of
-from perceiver_moe_diffusion.tools.architecture import public_names
-from perceiver_moe_diffusion.tools.architecture import read_imports
-from perceiver_moe_diffusion.tools.architecture import room_arrows
+from perceiver_moe_diffusion.tools.architecture import (
+    PACKAGE,
+    ROOMS,
+    Import,
+    broken_doors,
+    circles,
+    draw_house,
+    face_of,
+    floors_of,
+    public_names,
+    read_imports,
+    room_arrows,
+)
 
 
 def the_imports():
@@ -50,21 +57,33 @@ def test_a_circle_is_found(tmp_path):
 
 
 def test_experiments_are_imported_by_nobody():
-    assert not [
-        entry
-        for entry in the_imports()
-        if entry.inside and entry.target.startswith("experiments") and entry.room != "experiments"
-    ]
+    outside = [entry for entry in the_imports() if entry.inside and entry.room != "experiments"]
+    assert not [entry for entry in outside if entry.target.startswith("experiments")]
+
+
+def test_a_face_offers_public_names_and_leaves_a_modules_name_to_the_module(tmp_path):
+    for name, names in {"train": ["train", "fit"], "build": ["build_run"], "private": []}.items():
+        (tmp_path / f"{name}.py").write_text(f"__all__ = {names}")
+    face = face_of(tmp_path, "Runs.")
+    assert face.startswith('"Runs."\n') and '"train": ["fit"],' in face and '"build": ["build_run"],' in face
+    assert "private" not in face and all(len(line) <= 120 for line in face.splitlines())
 
 
 def test_a_room_stands_above_all_that_it_imports():
     arrows = room_arrows(the_imports())
     floors = floors_of(arrows)
-    assert floors["core"] == 0 and all(
-        floors[room] > floors[other] for room, below in arrows.items() for other in below
-    )
+    assert floors["core"] == 0
+    assert all(floors[room] > floors[other] for room, below in arrows.items() for other in below)
     with pytest.raises(UserError, match="circle"):
         floors_of({"a": {"b"}, "b": {"a"}})
+
+
+def test_the_picture_has_every_room_and_no_arrow_that_others_imply():
+    steps = [("figures", "image_grid.x"), ("figures", "core"), ("image_grid", "core"), ("figures", "torch")]
+    picture = draw_house([Import(f"{room}.y", target, target != "torch", 1) for room, target in steps])
+    assert all(f">{room}</text>" in picture for room in ROOMS)
+    arrows = picture.count('marker-end="url(#tip)"')
+    assert arrows == 2, "figures → core is implied by the other two"
 
 
 def test_every_face_offers_the_public_names_of_its_room_and_loads_them_when_asked():

@@ -1,12 +1,11 @@
 # Made from nbs/91_bench.ipynb by `pmd-dev tests`. Edit the notebook.
-import pytest
 import time
-import torch
 from contextlib import contextmanager
-from perceiver_moe_diffusion.tools.bench import as_table
-from perceiver_moe_diffusion.tools.bench import bench_row
-from perceiver_moe_diffusion.tools.bench import forward_backward
-from perceiver_moe_diffusion.tools.bench import take_turns
+
+import pytest
+import torch
+
+from perceiver_moe_diffusion.tools.bench import as_table, bench_row, forward_backward, take_turns
 
 
 @contextmanager

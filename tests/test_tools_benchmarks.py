@@ -3,20 +3,24 @@ import ast
 import builtins
 import json
 import os
-import pytest
 import subprocess
-import torch
 from importlib import import_module
 from pathlib import Path
+
+import pytest
+import torch
+
 from perceiver_moe_diffusion.evaluation.results import read_results
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
-from perceiver_moe_diffusion.tools.benchmarks import DRAW_A_DIGIT
-from perceiver_moe_diffusion.tools.benchmarks import FIRST_PICTURE
-from perceiver_moe_diffusion.tools.benchmarks import STEP_WITH_MEMORY
-from perceiver_moe_diffusion.tools.benchmarks import ShortestPerceiver
-from perceiver_moe_diffusion.tools.benchmarks import bench_startup
-from perceiver_moe_diffusion.tools.benchmarks import pmd_bench
-from perceiver_moe_diffusion.tools.benchmarks import run_python
+from perceiver_moe_diffusion.tools.benchmarks import (
+    DRAW_A_DIGIT,
+    FIRST_PICTURE,
+    STEP_WITH_MEMORY,
+    ShortestPerceiver,
+    bench_startup,
+    pmd_bench,
+    run_python,
+)
 
 
 def test_the_shortest_perceiver_is_the_same_mathematics():

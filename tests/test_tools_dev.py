@@ -1,12 +1,12 @@
 # Made from nbs/95_dev.ipynb by `pmd-dev tests`. Edit the notebook.
-import pytest
+import contextlib
+import subprocess
 from pathlib import Path
+
+import pytest
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.tools.dev import COMMANDS
-from perceiver_moe_diffusion.tools.dev import in_step
-from perceiver_moe_diffusion.tools.dev import pmd_dev
-from perceiver_moe_diffusion.tools.dev import report
-from perceiver_moe_diffusion.tools.dev import run_chosen
+from perceiver_moe_diffusion.tools.dev import COMMANDS, check_all, in_step, pmd_dev, report, run_chosen
 from perceiver_moe_diffusion.tools.workflow import project_root
 
 
@@ -33,3 +33,19 @@ def test_a_report_tells_what_was_written_and_a_check_has_a_status(tmp_path, caps
     with pytest.raises(SystemExit) as stopped:
         report(tmp_path, [tmp_path / "a.py"], check=True)
     assert stopped.value.code == 1 and capsys.readouterr().out.splitlines() == ["written: a.py", "out of date: a.py"]
+
+
+@pytest.mark.parametrize("stale, statuses, status", [
+    ([], (0, 0), None), (["a.py"], (0, 0), 1), ([], (0, 1), 1), ([], (1, 0), 1)])
+def test_a_check_asks_everything_and_has_a_status(stale, statuses, status, monkeypatch, tmp_path):
+    asked, answers = [], iter(statuses)
+
+    def run(command, **more):
+        asked.append(command[2])
+        return subprocess.CompletedProcess(command, next(answers))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setitem(check_all.__globals__, "in_step", lambda root: [tmp_path / name for name in stale])
+    with pytest.raises(SystemExit) if status else contextlib.nullcontext() as stopped:
+        check_all(tmp_path)
+    assert asked == ["ruff", "mypy"], "also after a bad answer"
+    assert status is None or stopped.value.code == status

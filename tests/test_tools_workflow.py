@@ -1,25 +1,29 @@
 # Made from nbs/93_workflow.ipynb by `pmd-dev tests`. Edit the notebook.
 import ast
 import json
-import pytest
 from pathlib import Path
+
+import pytest
+
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.tools.workflow import BEGIN
-from perceiver_moe_diffusion.tools.workflow import END
-from perceiver_moe_diffusion.tools.workflow import defined_names
-from perceiver_moe_diffusion.tools.workflow import directives
-from perceiver_moe_diffusion.tools.workflow import extract_tests
-from perceiver_moe_diffusion.tools.workflow import is_lasting
-from perceiver_moe_diffusion.tools.workflow import make_readme
-from perceiver_moe_diffusion.tools.workflow import make_student_copy
-from perceiver_moe_diffusion.tools.workflow import make_tests
-from perceiver_moe_diffusion.tools.workflow import notebooks
-from perceiver_moe_diffusion.tools.workflow import parse_cells
-from perceiver_moe_diffusion.tools.workflow import project_root
-from perceiver_moe_diffusion.tools.workflow import read_cells
-from perceiver_moe_diffusion.tools.workflow import run_notebook
-from perceiver_moe_diffusion.tools.workflow import tags
-from perceiver_moe_diffusion.tools.workflow import without_solution
+from perceiver_moe_diffusion.tools.workflow import (
+    BEGIN,
+    END,
+    defined_names,
+    directives,
+    extract_tests,
+    is_lasting,
+    make_readme,
+    make_student_copy,
+    make_tests,
+    notebooks,
+    parse_cells,
+    project_root,
+    read_cells,
+    run_notebook,
+    tags,
+    without_solution,
+)
 
 
 def test_directives_stand_at_the_top_of_a_cell():

@@ -1,40 +1,36 @@
 # Made from nbs/45_loop.ipynb by `pmd-dev tests`. Edit the notebook.
 import os
-import pytest
 import signal
 import subprocess
 import sys
-import torch
-from functools import cache
-from functools import partial
-from lightning import Callback
-from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from functools import cache, partial
 from pathlib import Path
-from perceiver_moe_diffusion.core import Stream
-from perceiver_moe_diffusion.core import UserError
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from perceiver_moe_diffusion.core import Stream, UserError
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
-from perceiver_moe_diffusion.diffusion.process import Diffusion
-from perceiver_moe_diffusion.diffusion.process import LossNoise
+from perceiver_moe_diffusion.diffusion.process import Diffusion, LossNoise
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.attention import Dense
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
-from perceiver_moe_diffusion.models.moe import BiasBalancedRouter
-from perceiver_moe_diffusion.models.moe import NoisyTopKRouter
-from perceiver_moe_diffusion.models.moe import Routing
-from perceiver_moe_diffusion.models.moe import TopKRouter
-from perceiver_moe_diffusion.models.moe import build_moe
+from perceiver_moe_diffusion.models.moe import BiasBalancedRouter, NoisyTopKRouter, Routing, TopKRouter, build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
-from perceiver_moe_diffusion.training.loop import EMA
-from perceiver_moe_diffusion.training.loop import NonFiniteLoss
-from perceiver_moe_diffusion.training.loop import StopOnCtrlC
-from perceiver_moe_diffusion.training.loop import TrainerData
-from perceiver_moe_diffusion.training.loop import ema_decay
-from perceiver_moe_diffusion.training.loop import router_losses
-from perceiver_moe_diffusion.training.loop import warmup_cosine
+from perceiver_moe_diffusion.training.loop import (
+    EMA,
+    NonFiniteLoss,
+    StopOnCtrlC,
+    TrainerData,
+    ema_decay,
+    router_losses,
+    warmup_cosine,
+)
 from perceiver_moe_diffusion.training.tasks import DiffusionModule
-from types import SimpleNamespace
 
 
 def tiny_denoiser(router=TopKRouter) -> PerceiverDenoiser:

@@ -1,32 +1,32 @@
 # Made from nbs/46_tasks.ipynb by `pmd-dev tests`. Edit the notebook.
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
-from functools import partial
-from perceiver_moe_diffusion.core import Stream
-from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.core import fold_seed
+from torch.nn import functional as F
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from perceiver_moe_diffusion.core import Stream, UserError, fold_seed
 from perceiver_moe_diffusion.data.batches import Batch
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.classifier import Classifier
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
-from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter
-from perceiver_moe_diffusion.models.mixture_of_denoisers import LabelRouter
-from perceiver_moe_diffusion.models.mixture_of_denoisers import MixtureOfDenoisers
-from perceiver_moe_diffusion.models.mixture_of_denoisers import NoiseRouter
+from perceiver_moe_diffusion.models.mixture_of_denoisers import (
+    IntervalRouter,
+    LabelRouter,
+    MixtureOfDenoisers,
+    NoiseRouter,
+)
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.models.upscaler import Upscaler
 from perceiver_moe_diffusion.training.loop import TrainingModule
-from perceiver_moe_diffusion.training.tasks import ClassifierModule
-from perceiver_moe_diffusion.training.tasks import DiffusionModule
-from perceiver_moe_diffusion.training.tasks import UpscalingModule
-from torch.nn import functional as F
-from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from types import SimpleNamespace
+from perceiver_moe_diffusion.training.tasks import ClassifierModule, DiffusionModule, UpscalingModule
 
 
 def moe_core(**settings):

@@ -45,8 +45,7 @@ def split_indices(
     seed: int,               # of the split alone
 ) -> tuple[torch.Tensor, ...]:  # three sorted index arrays
     "Stratified train/validation/test split: three index arrays [n], each with the classes in proportion."
-    # slow to import
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]  # scikit-learn has no types
+    from sklearn.model_selection import train_test_split  # slow to import
     rest, labels = np.arange(len(data.labels)), data.labels.numpy()
     try:
         if data.official_test:

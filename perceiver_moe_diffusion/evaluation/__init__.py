@@ -4,8 +4,8 @@ from lazy_loader import attach
 
 __getattr__, __dir__, __all__ = attach(__name__, submod_attrs={
     "generate": ["evaluate", "routings_over_time", "show_samples"],
-    "metrics": ["FeatureSet", "Mean", "SmallCNN", "bootstrap_mean", "density_coverage", "frechet_distance", "is_copy",
-        "quality", "train_classifier", "within_class_diversity"],
+    "metrics": ["CLASSIFIER_STEPS", "FeatureSet", "Mean", "SmallCNN", "bootstrap_mean", "density_coverage",
+        "frechet_distance", "is_copy", "quality", "train_classifier", "within_class_diversity"],
     "pretrained": ["Judge", "export_pretrained", "judge_of", "record_of"],
     "results": ["archive_run", "means_by", "read_results", "seed_mean", "show_comparison", "table_of"],
     "upscale": ["psnr", "upscale_quality"],

@@ -25,8 +25,8 @@ from ..pipelines.generate import GeneratorPipeline
 @torch.no_grad()
 def routings_over_time(
     pipeline: GeneratorPipeline,
-    images: torch.Tensor,  # [N, C, H, W] real images
-    labels: torch.Tensor,  # [N]
+    images: torch.Tensor,  # [N, C, H, W] real images, on the CPU
+    labels: torch.Tensor,  # [N] their classes
     seed: int = 0,
 ) -> list[Routing]:        # one per mixture-of-experts layer, on the device of the model; empty for a dense model
     "Expert routing on noisy real images, at timesteps spread over [0, T)."

@@ -61,7 +61,7 @@ def record_routing(
     "Routing decisions on images at timesteps spread over [0, T), with the timestep and the label of each image."
     labels, _ = pipeline.labels(labels), pipeline.seeds(seed, 1)  # both raise a `UserError` for what cannot be
     require(len(images) == len(labels), f"{len(images)} images with {len(labels)} labels", "a label for each image")
-    layers = named_layers(routings_over_time(pipeline, images, labels, seed))
+    layers = named_layers(routings_over_time(pipeline, images.cpu(), labels, seed))  # their noise is made on the CPU
     routings = {name: Routing(*(part.cpu() for part in routing)) for name, routing in layers.items()}
     # the generator of `routings_over_time`: the same timesteps once more
     again = torch.Generator().manual_seed(fold_seed(seed, Stream.ROUTING_NOISE))

@@ -18,13 +18,24 @@ from ..core import require
 from .attention import MLP, Attention
 
 # %% ../../nbs/31_experts.ipynb #a25a9a85
+def grid_neighbours(
+    grid: Sequence[int],  # tokens along each axis, e.g. (8, 8); a text is (N,)
+) -> torch.Tensor:        # [N, 3^d] long: the places around each token, row by row; −1: outside
+    "Neighbourhood table (3 × 3 in an image) of the tokens on one grid."
+    sizes = len(grid) >= 1 and all(isinstance(n, int) and n >= 1 for n in grid)
+    require(sizes, f"grid={tuple(grid)}", "one whole number or more, each 1 or more")
+    places = torch.arange(math.prod(grid)).view(*grid)
+    padded = F.pad(places, [1, 1] * len(grid), value=-1)
+    for axis in range(len(grid)):
+        padded = padded.unfold(axis, 3, 1)
+    return padded.reshape(places.numel(), -1)
+
+# %% ../../nbs/31_experts.ipynb #6b7807e6
 def neighbour_table(
-    # tokens along each axis, e.g. (8, 8); a text is (N,). Several: one after the other in the sequence
-    *grids: Sequence[int],
-# [N, Σ 3^d] long: the places around each token, row by row, in columns of its grid's own; −1: outside
-) -> torch.Tensor:
-    "Who stands beside whom: on a grid, or on several, between which nobody is beside anybody."
-    tables = [_one_grid(grid) for grid in grids]
+    *grids: Sequence[int],  # tokens along each axis; several grids stand one after the other in the sequence
+) -> torch.Tensor:          # [N, Σ 3^d] long: the places around each token, in the columns of its grid; −1: outside
+    "Neighbourhood table of the tokens on a grid, or on several that are no neighbours of each other."
+    tables = [grid_neighbours(grid) for grid in grids]
     whole = torch.full([sum(sizes) for sizes in zip(*(table.shape for table in tables))], -1)
     row = column = 0
     for table in tables:
@@ -33,30 +44,13 @@ def neighbour_table(
         row, column = row + places, column + directions
     return whole
 
-
-def _one_grid(
-    grid: Sequence[int],  # tokens along each axis
-) -> torch.Tensor:        # [N, 3^d] long
-    "Who stands beside whom on one grid."
-    require(
-        len(grid) >= 1 and all(isinstance(n, int) and n >= 1 for n in grid),
-        f"grid={tuple(grid)}",
-        "one whole number or more, each 1 or more",
-    )
-    places = torch.arange(math.prod(grid)).view(*grid)
-    padded = F.pad(places, [1, 1] * len(grid), value=-1)
-    for axis in range(len(grid)):
-        padded = padded.unfold(axis, 3, 1)
-    return padded.reshape(places.numel(), -1)
-
 # %% ../../nbs/31_experts.ipynb #189f5889
 class ConvExpert(nn.Module):
-    "A separable convolution over the grid of tokens (Chollet 2017), computed only where rows were routed to it."
+    "Depthwise separable convolution over the grid of tokens (Chollet 2017), only where tokens were routed to it."
 
     def __init__(self,
         dim: int,                           # channels of a token
-        # tokens along each axis; a list of such grids, which stand one after the other; None: a square
-        grid: Sequence[Any] | None = None,
+        grid: Sequence[Any] | None = None,  # tokens along each axis, or a list of such grids in order; None: a square
         mult: float = 4,                    # hidden channels of the MLP = mult × dim
     ):
         super().__init__()
@@ -64,21 +58,18 @@ class ConvExpert(nn.Module):
         self.grids = None if grid is None else tuple(tuple(part) for part in (grid if several else [grid]))
         if self.grids is not None:
             neighbour_table(*self.grids)  # refuses a grid that is none
-        # each grid has its own
-        self.kernel = nn.Parameter(torch.randn(sum(3 ** len(part) for part in self.grids or [(0, 0)]), dim) / 3)
+        directions = sum(3 ** len(part) for part in self.grids or [(0, 0)])  # each grid has a kernel of its own
+        self.kernel = nn.Parameter(torch.randn(directions, dim) / 3)
         self.mlp = MLP(dim, mult)
 
     def around(self, length: int) -> torch.Tensor:
-        "[N, Σ 3^d] the table of neighbours, for sequences of this length."
+        "Neighbourhood table [N, Σ 3^d], for sequences of this length."
         side = round(length**0.5)
         grids = self.grids or [(side, side)]
         table = neighbour_table(*grids)
-        require(
-            len(table) == length,
-            f"a sequence of {length} tokens for a convolution over the grid {' and '.join(map(str, grids))}",
-            f"{len(table)} tokens" if self.grids else "a square number of tokens",
-            "Give the expert its `grid`, the tokens along each axis.",
-        )
+        given = f"a sequence of {length} tokens for a convolution over the grid {' and '.join(map(str, grids))}"
+        allowed = f"{len(table)} tokens" if self.grids else "a square number of tokens"
+        require(len(table) == length, given, allowed, "Give the expert its `grid`, the tokens along each axis.")
         return table
 
     def forward(self,
@@ -89,7 +80,8 @@ class ConvExpert(nn.Module):
     ) -> torch.Tensor:                     # [n, dim]
         length = sequence.shape[1]
         table = self.around(length).to(where.device)[where % length]             # [n, 3^d] places in the own sample
-        inside, places = table >= 0, (where - where % length)[:, None] + table.clamp(min=0)  # [n, 3^d]
+        inside = table >= 0
+        places = (where - where % length)[:, None] + table.clamp(min=0)          # [n, 3^d] in the flattened sequence
         inside = inside if mask is None else inside & mask.flatten()[places]
         found = sequence.flatten(0, 1)[places]                                   # [n, 3^d, dim]
         mixed = torch.einsum("nkc,nk,kc->nc", found, inside.to(found), self.kernel.to(found))
@@ -97,12 +89,12 @@ class ConvExpert(nn.Module):
 
 # %% ../../nbs/31_experts.ipynb #f99ef980
 def group_by_sample(
-    rows: torch.Tensor,   # [n, dim]
-    where: torch.Tensor,  # [n] ascending places in the flattened sequence
-    batch: int,           # B
-    length: int,          # N, tokens of a sample
+    rows: torch.Tensor,              # [n, dim]
+    where: torch.Tensor,             # [n] ascending places in the flattened sequence
+    batch: int,                      # B
+    length: int,                     # N, tokens of a sample
 ) -> tuple[torch.Tensor, Callable]:  # [B, most rows of a sample (1 or more), dim] padded with 0, and the way back
-    "The rows of each sample beside each other, and a function that takes them out of an array of that shape."
+    "Pad ragged groups: the rows of each sample beside each other, and a function that takes them out again."
     sample = where // length
     counts = torch.bincount(sample, minlength=batch)
     slot = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[sample]
@@ -111,7 +103,7 @@ def group_by_sample(
 
 # %% ../../nbs/31_experts.ipynb #355f0af0
 class AttentionExpert(Attention):
-    "The routed rows attend to all tokens of their own sample (Vaswani et al. 2017, eq. 1)."
+    "Attention expert: the routed tokens attend to all tokens of their own sample (Vaswani et al. 2017, eq. 1)."
 
     def __init__(self,
         dim: int,            # channels of a token
@@ -119,14 +111,20 @@ class AttentionExpert(Attention):
     ):
         super().__init__(dim, num_heads=num_heads)
 
-    def forward(self, rows, where, sequence, mask=None) -> torch.Tensor:  # shapes as for `ConvExpert`
+    # The weights are those of an `Attention`, the call is that of an `Expert`.
+    def forward(self,  # type: ignore[override]
+        rows: torch.Tensor,                # [n, dim]
+        where: torch.Tensor,               # [n] places in the flattened sequence
+        sequence: torch.Tensor,            # [B, N, dim]
+        mask: torch.Tensor | None = None,  # [B, N] bool; False: padding, which is not read
+    ) -> torch.Tensor:                     # [n, dim]
         batch, length, _ = sequence.shape
-        asking, unpack = group_by_sample(rows, where, batch, length)
-        return unpack(super().forward(asking, sequence, mask))
+        queries, unpack = group_by_sample(rows, where, batch, length)
+        return unpack(super().forward(queries, sequence, mask))
 
 # %% ../../nbs/31_experts.ipynb #b0168a1a
 class RecurrentExpert(nn.Module):
-    "A GRU along the routed rows of each sample, in the order of the sequence (Cho et al. 2014, eqs. 5 to 8)."
+    "GRU expert: walks along the routed tokens of each sample, in order (Cho et al. 2014; the reset gate as in cuDNN)."
 
     def __init__(self,
         dim: int,         # channels of a token
@@ -136,8 +134,12 @@ class RecurrentExpert(nn.Module):
         self.gru = nn.GRU(dim, int(mult * dim), batch_first=True)
         self.out = nn.Linear(int(mult * dim), dim)
 
-    # shapes as for `ConvExpert`; no row is padding
-    def forward(self, rows, where, sequence, mask=None) -> torch.Tensor:
+    def forward(self,
+        rows: torch.Tensor,                # [n, dim]
+        where: torch.Tensor,               # [n] places in the flattened sequence
+        sequence: torch.Tensor,            # [B, N, dim]; its shape alone is needed here
+        mask: torch.Tensor | None = None,  # not needed: no routed token is padding
+    ) -> torch.Tensor:                     # [n, dim]
         packed, unpack = group_by_sample(rows, where, *sequence.shape[:2])
         states, _ = self.gru(packed)
         return self.out(unpack(states))

@@ -78,8 +78,8 @@ def format_number(value: Any) -> str:
 # %% ../../nbs/87_report.ipynb #147ae342
 def results_table(results: dict) -> str:
     "Summary table of an evaluation: the results that fit on a screen, one per line."
-    return "\n".join(f"{title.format(**results):<48}{format_number(results[name])}" for name,
-                     title in RESULT_TITLES.items() if name in results)
+    shown = [(title.format(**results), name) for name, title in RESULT_TITLES.items() if name in results]
+    return "\n".join(f"{title:<48}{format_number(results[name])}" for title, name in shown)
 
 # %% ../../nbs/87_report.ipynb #ab4348b6
 def same_data(config: DictConfig, pipeline: GeneratorPipeline, data: DataModule, folder: Path) -> None:

@@ -20,7 +20,7 @@ from .workflow import write_if_changed
 # %% ../../nbs/94_architecture.ipynb #807720fb
 @dataclass(frozen=True)
 class Room:
-    "A room of the package, and its doors."
+    "A layer of the architecture: a room of the package, and its doors."
     about: str                             # one line, also the docstring of its face
     may_import: tuple[str, ...]            # rooms
     never: tuple[str, ...] = ()            # libraries that may not be imported, not even inside a function
@@ -63,7 +63,7 @@ PACKAGE = "perceiver_moe_diffusion"
 
 
 class Import(NamedTuple):
-    "An import statement."
+    "An import statement (an edge of the dependency graph)."
     module: str    # who imports, e.g. "models.moe"
     target: str    # what: "core" or "models.attention" of the package, or a library, "torch"
     inside: bool   # of the package
@@ -78,7 +78,7 @@ class Import(NamedTuple):
 def read_imports(
     root: Path,  # the folder of the package
 ) -> list[Import]:
-    "All import statements of the package's modules, read as text: nothing is imported."
+    "Read the dependency graph: all import statements of the package's modules, as text; nothing is imported."
     found = []
     for path in sorted(root.rglob("*.py")):
         module = ".".join(path.relative_to(root).with_suffix("").parts)
@@ -110,7 +110,7 @@ def broken_doors(
     imports: Sequence[Import],
     rooms: Mapping[str, Room] = ROOMS,
 ) -> list[str]:  # a sentence for each import that the table does not allow
-    "Hold imports against the table of rooms."
+    "Check the dependency rules: hold imports against the table of rooms."
     told = []
     for entry in imports:
         if entry.room not in rooms:
@@ -126,22 +126,19 @@ def broken_doors(
 
 
 def circles(imports: Sequence[Import]) -> list[list[str]]:
-    "Modules that import each other in a circle (strongly connected components of more than one module)."
+    "Import cycles: modules that import each other in a circle (strongly connected components)."
     graph: dict[str, set[str]] = {entry.module: set() for entry in imports}
     for entry in imports:
         if entry.inside and entry.target in graph and entry.target != entry.module:
             graph[entry.module].add(entry.target)
     reach = {module: reachable(graph, module) for module in graph}
-    rings = {
-        tuple(sorted(other for other in reach[module] if module in reach[other]))
-        for module in graph
-        if module in reach[module]
-    }
+    both_ways = lambda module: tuple(sorted(other for other in reach[module] if module in reach[other]))
+    rings = {both_ways(module) for module in graph if module in reach[module]}
     return [list(ring) for ring in sorted(rings)]
 
 
 def reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
-    "Everything that can be reached along the arrows from a module."
+    "Transitive closure: everything that can be reached along the arrows from a module."
     seen: set[str] = set()
     waiting = list(graph[start])
     while waiting:
@@ -153,7 +150,7 @@ def reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
 
 # %% ../../nbs/94_architecture.ipynb #7db02241
 def public_names(path: Path) -> list[str]:
-    "The `__all__` of a module, read as text."
+    "Public names of a module: its `__all__`, read as text."
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return ast.literal_eval(node.value)
@@ -161,28 +158,24 @@ def public_names(path: Path) -> list[str]:
 
 
 def face_of(room: Path, about: str) -> str:
-    "The `__init__.py` of a room. A name that a module of the room has too (`runs.train`) stays the module's."
+    "Generate the `__init__.py` of a room; a name that one of its modules has (`runs.train`) stays the module's."
     modules = {path.stem: public_names(path) for path in sorted(room.glob("*.py")) if path.name != "__init__.py"}
     offered = {name: sorted(set(names) - set(modules)) for name, names in modules.items()}
     lines = []
     for name, names in offered.items():
         if names:
             listed = ", ".join(f'"{public}"' for public in names)
-            lines.append(
-                textwrap.fill(f'"{name}": [{listed}],', 118, initial_indent=" " * 4, subsequent_indent=" " * 8,
-                              break_long_words=False)
-            )
-    return "\n".join(
-        [f'"{about}"', "# Made from the modules' public names by `pmd-dev faces`.", "from lazy_loader import attach",
-         "", "__getattr__, __dir__, __all__ = attach(__name__, submod_attrs={", *lines, "})", ""]
-    )
+            lines += textwrap.wrap(f'"{name}": [{listed}],', 118, initial_indent=" " * 4, subsequent_indent=" " * 8,
+                                   break_long_words=False)
+    head = [f'"{about}"', "# Made from the modules' public names by `pmd-dev faces`.",
+            "from lazy_loader import attach", "", "__getattr__, __dir__, __all__ = attach(__name__, submod_attrs={"]
+    return "\n".join([*head, *lines, "})", ""])
 
 
 def make_faces(root: Path, check: bool = False) -> list[Path]:  # the files that were out of date
-    "Write the face of each room that is a folder."
-    package = root / PACKAGE
-    faces = {package / name / "__init__.py": face_of(package / name, room.about) for name,
-             room in ROOMS.items() if (package / name).is_dir()}
+    "Generate the face of each room that is a folder (lazy imports)."
+    rooms = {root / PACKAGE / name: room.about for name, room in ROOMS.items() if (root / PACKAGE / name).is_dir()}
+    faces = {folder / "__init__.py": face_of(folder, about) for folder, about in rooms.items()}
     return [path for path, text in faces.items() if write_if_changed(path, text, check)]
 
 # %% ../../nbs/94_architecture.ipynb #b41318ac
@@ -198,7 +191,7 @@ def floors_of(arrows: Mapping[str, set[str]]) -> dict[str, int]:
 
 
 def room_arrows(imports: Sequence[Import]) -> dict[str, set[str]]:
-    "Room -> the rooms that it imports."
+    "Adjacency of the rooms: room -> the rooms that it imports."
     arrows: dict[str, set[str]] = {room: set() for room in ROOMS}
     for entry in imports:
         target = entry.target.partition(".")[0]
@@ -261,6 +254,6 @@ def draw_house(imports: Sequence[Import]) -> str:
 
 
 def make_picture(root: Path, check: bool = False) -> list[Path]:  # the file, if it was out of date
-    "`nbs/images/architecture.svg`, drawn from the imports."
+    "Generate `nbs/images/architecture.svg` from the imports."
     path = root / "nbs" / "images" / "architecture.svg"
     return [path] if write_if_changed(path, draw_house(read_imports(root / PACKAGE)), check) else []

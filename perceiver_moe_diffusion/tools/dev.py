@@ -24,7 +24,7 @@ from perceiver_moe_diffusion.tools.workflow import (
 
 # %% ../../nbs/95_dev.ipynb #671df8ba
 def report(root: Path, changed: Sequence[Path], check: bool) -> None:
-    "Say which files were written, or, when only checking, which are out of date (status 1)."
+    "Report which files were written, or, when only checking, which are out of date (status 1)."
     for path in changed:
         print(f"{'out of date' if check else 'written'}: {path.relative_to(root)}")
     if check and changed:
@@ -32,7 +32,7 @@ def report(root: Path, changed: Sequence[Path], check: bool) -> None:
 
 
 def run_chosen(root: Path, names: Sequence[str]) -> None:
-    "Run the notebooks with these parts in their names, or all."
+    "Execute the notebooks with these parts in their names, or all, and store their outputs."
     chosen = [p for p in notebooks(root) if not names or any(name in p.stem for name in names)]
     require(bool(chosen), f"notebook {' '.join(names)}", ", ".join(p.stem for p in notebooks(root)))
     for path in chosen:
@@ -41,25 +41,25 @@ def run_chosen(root: Path, names: Sequence[str]) -> None:
 
 
 def in_step(root: Path) -> list[Path]:
-    "The made files that are out of date."
+    "Stale files: what is made from the notebooks and differs from them."
     return [path for make in (make_tests, make_readme, make_faces, make_picture) for path in make(root, check=True)]
 
 
 def check_all(root: Path) -> None:
-    "Are the made files in step, and what do linter and type checker say? Status 1 if anything is wrong."
+    "All checks of CI: generated files, linter, type checker; status 1 if anything is wrong."
     stale = in_step(root)
     for path in stale:
         print(f"out of date: {path.relative_to(root)}")
-    tools = (["ruff", "check", "."], ["mypy", PACKAGE])
-    failed = [
-        tool for tool in tools if subprocess.run([sys.executable, "-m", *tool], cwd=root, check=False).returncode != 0
-    ]
+    failed = []
+    for tool in (["ruff", "check", "."], ["mypy", PACKAGE]):
+        if subprocess.run([sys.executable, "-m", *tool], cwd=root, check=False).returncode != 0:
+            failed.append(tool)
     if stale or failed:
         raise SystemExit(1)
 
 
 def make_students(root: Path, words: Sequence[str]) -> None:
-    "The notebooks without their solutions, in a new folder."
+    "Write the students' copy: the notebooks without their solutions, in a new folder."
     folder = Path(words[0] if words else "student")
     print(f"{len(make_student_copy(root, folder))} notebooks in {folder}")
 
@@ -77,10 +77,7 @@ COMMANDS: Mapping[str, Callable[[Path, Sequence[str]], None]] = {
 
 # %% ../../nbs/95_dev.ipynb #30debafd
 def pmd_dev(arguments: Sequence[str] | None = None) -> None:
-    """`pmd-dev`.
-
-    Make tests, README, faces and picture from the notebooks, run notebooks, check everything, make the students' copy.
-    """
+    "`pmd-dev WORD`: make tests, README, faces, picture; run notebooks; check everything; make the students' copy."
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         known = bool(arguments) and arguments[0] in COMMANDS

@@ -9,6 +9,8 @@ __all__ = ['run_notebook']
 import ast
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -116,10 +118,17 @@ def write_if_changed(path: Path, text: str, check: bool) -> bool:  # whether the
     return True
 
 
+def sort_imports(text: str) -> str:
+    "Python source with its import lines in order and joined, without those that nothing uses; by ruff."
+    command = [sys.executable, "-m", "ruff", "check", "--select", "I,F401", "--fix", "--quiet", "--line-length", "120",
+               "--config", 'lint.isort.known-first-party = ["perceiver_moe_diffusion"]', "--isolated", "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
 def make_tests(root: Path, check: bool = False) -> list[Path]:  # the files that were out of date
     "Extract the tests of all notebooks; a test file whose notebook has none any more is removed."
-    extracted = [tests for path in notebooks(root) if (tests := extract_tests(path)) is not None]
-    made = {f"test_{module.replace('.', '_')}.py": text for module, text in extracted}
+    extracted = filter(None, map(extract_tests, notebooks(root)))
+    made = {f"test_{module.replace('.', '_')}.py": sort_imports(text) for module, text in extracted}
     others = [path for path in (root / "tests").glob("test_*.py") if path.name not in made]
     stale = [path for path in others if path.read_text(encoding="utf-8").startswith("# Made from nbs/")]
     if not check:

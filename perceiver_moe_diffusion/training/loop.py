@@ -190,7 +190,7 @@ class TrainerData(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         "The validation batches of this process."
         batches = self.data.val_batches(self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list of batches is a map-style data set
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set, too
 
 # %% ../../nbs/45_loop.ipynb #e6ecfcaa
 class StopOnCtrlC(Callback):
