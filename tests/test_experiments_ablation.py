@@ -28,23 +28,23 @@ def test_costs_are_those_of_the_formulas():
     block, d, rows, experts = "core.stages.0.blocks.0.feed_forward", 32, 5, 4  # four latents and the condition
     router = 2 * rows * d * experts
     assert dense[block]["flops"] == 2 * rows * 2 * d * 4 * d and wide[block]["flops"] == 2 * dense[block]["flops"]
-    assert mixture[block]["flops"] == dense[block]["flops"] + router, "equal work, but for the router"
-    assert mixture[block]["parameters"] - wide[block]["parameters"] == experts * d + 3 * d, (
-        "the gate, and an output bias for each expert instead of one"
-    )
+    assert mixture[block]["flops"] == dense[block]["flops"] + router, "equal FLOPs, but for the router"
+    more = experts * d + 3 * d  # the gate, and an output bias for each expert instead of one
+    assert mixture[block]["parameters"] - wide[block]["parameters"] == more
     assert dense[block]["parameters"] == 8 * d * d + 5 * d
 
 
 def test_layers_that_are_always_dense_cost_the_same_and_the_rest_adds_up():
     costs = small_costs()
     assert len({str(of["core.stages.0.read.feed_forward"]) for of in costs.values()}) == 1
-    rest = [
-        {what: of["total"][what] - sum(layer[what] for name, layer in of.items() if name != "total")
-         for what in ("parameters", "flops")}
-        for of in costs.values()
-    ]
-    assert (rest[1] == rest[2] and rest[0]["parameters"] == rest[1]["parameters"]
-            and rest[0]["flops"] == pytest.approx(rest[1]["flops"]))
+
+    def rest(of, what):
+        "What the other layers cost."
+        return of["total"][what] - sum(layer[what] for name, layer in of.items() if name != "total")
+
+    for what in ("parameters", "flops"):
+        mixture, dense, wide = (rest(of, what) for of in costs.values())
+        assert dense == wide and (mixture == dense if what == "parameters" else mixture == pytest.approx(dense))
 
 
 def test_the_table_has_a_line_for_each_layer():
@@ -61,11 +61,8 @@ def design(effect, seeds=(0, 1, 2)):
 
 def test_a_main_effect_is_found_whatever_else_varies():
     effects = main_effects(design(lambda a, b, c, seed: 3 * a - 2 * (b == "on") + 10 * seed + c), ["a", "b", "c"], "fd")
-    assert {name: pytest.approx(effect) for name, effect in effects.items()} == {
-        "a": (3, 3, 3),
-        "b": (-2, -2, -2),
-        "c": (0.5, 0.5, 0.5),
-    }
+    wanted = {"a": (3, 3, 3), "b": (-2, -2, -2), "c": (0.5, 0.5, 0.5)}
+    assert {name: pytest.approx(effect) for name, effect in effects.items()} == wanted
 
 
 def test_an_interaction_widens_the_interval():
@@ -79,14 +76,13 @@ def test_a_run_that_failed_has_no_pair():
     assert main_effects(rows, ["a", "b", "c"], "fd")["a"].value == pytest.approx(1)
 
 
-@pytest.mark.parametrize("rows, message", [
-    (lambda: [r for r in design(lambda *_: 1.0) if r["a"] == 0], r"factor a with 1 levels \(0\)"),
-    (lambda: [r for r in design(lambda *_: 1.0) if (r["a"], r["seed"]) in ((0, 0), (1, 1))], "effect of a on fd "
-                                                                                             "without a pair"),
+@pytest.mark.parametrize("kept, message", [
+    (lambda row: row["a"] == 0, r"factor a with 1 levels \(0\)"),
+    (lambda row: (row["a"], row["seed"]) in ((0, 0), (1, 1)), "effect of a on fd without a pair"),
 ])
-def test_a_design_without_pairs_is_refused(rows, message):
+def test_a_design_without_pairs_is_refused(kept, message):
     with pytest.raises(UserError, match=message):
-        main_effects(rows(), ["a", "b", "c"], "fd")
+        main_effects([row for row in design(lambda *_: 1.0) if kept(row)], ["a", "b", "c"], "fd")
 
 
 def test_the_map_shows_means_in_their_places_and_leaves_gaps():
@@ -94,10 +90,8 @@ def test_the_map_shows_means_in_their_places_and_leaves_gaps():
             {"k": 1, "E": 8, "error": "it broke"}]
     axes = show_grid_of(rows, "k", "E", "fd", "FD").axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), [[1.5, np.nan], [np.nan, 3.0]])
-    assert [t.get_text() for t in axes.texts] == ["1.5", "3"] and [t.get_text() for t in axes.get_yticklabels()] == [
-        "4",
-        "8",
-    ]
+    assert [t.get_text() for t in axes.texts] == ["1.5", "3"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["4", "8"]
 
 
 def test_the_picture_of_effects_has_a_line_for_each_factor():

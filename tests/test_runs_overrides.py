@@ -64,6 +64,15 @@ def test_a_setting_that_was_renamed_tells_its_new_name():
         load_config(["diffusion.objective=eps"])
 
 
+def test_what_stands_at_the_top_gets_its_type_and_is_checked():
+    config = OmegaConf.create({**OmegaConf.structured(ROOT_SCHEMAS["train"]), "seed": "7", "ema_decay": 1})
+    check_root(config, ROOT_SCHEMAS["train"])
+    assert config.seed == 7 and isinstance(config.ema_decay, float)
+    for name, value in (("seed", -1), ("ema_decay", 1.5), ("checkpoint_every", 0)):
+        with pytest.raises(UserError, match=f"{name}={value} is not possible"):
+            check_root(OmegaConf.merge(config, {name: value}), ROOT_SCHEMAS["train"])
+
+
 @pytest.mark.parametrize("old, new", [
     ("perceiver_moe_diffusion.moe.TopKRouter", "perceiver_moe_diffusion.models.moe.TopKRouter"),
     ("perceiver_moe_diffusion.denoiser.Denoiser", "perceiver_moe_diffusion.models.denoiser.PerceiverDenoiser"),
@@ -73,15 +82,6 @@ def test_a_class_that_has_moved_tells_its_new_place(old, new):
     said = f"It is now {new}" if new else "Give the full name"
     with pytest.raises(UserError, match=f"_target_={old} cannot be imported .*{said}"):
         load_config([f"model.adapter._target_={old}"])
-
-
-def test_what_stands_at_the_top_gets_its_type_and_is_checked():
-    config = OmegaConf.create({**OmegaConf.structured(ROOT_SCHEMAS["train"]), "seed": "7", "ema_decay": 1})
-    check_root(config, ROOT_SCHEMAS["train"])
-    assert config.seed == 7 and isinstance(config.ema_decay, float)
-    for name, value in (("seed", -1), ("ema_decay", 1.5), ("checkpoint_every", 0)):
-        with pytest.raises(UserError, match=f"{name}={value} is not possible"):
-            check_root(OmegaConf.merge(config, {name: value}), ROOT_SCHEMAS["train"])
 
 
 @pytest.mark.parametrize("value, kind, fits", [

@@ -34,8 +34,9 @@ def influence(
 ) -> torch.Tensor:           # [N] the norm of its gradient with respect to each token
     "Receptive field: how much an expert's answer at one place depends on each token (gradient norm)."
     tokens = sequence.detach().clone().requires_grad_()
-    said = expert(tokens.flatten(0, 1), torch.arange(tokens.shape[1]), sequence=tokens)[place]
-    direction = torch.linspace(-1, 1, said.numel())  # some direction: a sum could cancel
+    where = torch.arange(tokens.shape[1], device=tokens.device)
+    said = expert(tokens.flatten(0, 1), where, sequence=tokens)[place]
+    direction = torch.linspace(-1, 1, said.numel(), device=tokens.device)  # some direction: a sum could cancel
     return torch.autograd.grad((said * direction).sum(), tokens)[0].squeeze(0).norm(dim=-1)
 
 
@@ -99,7 +100,8 @@ def routing_map(
     "Routing map: which experts answer at which place of the token grid."
     (rows, experts), (down, across) = routing.logits.shape, grid
     require(rows % (down * across) == 0, f"grid={tuple(grid)} for {rows} tokens", "a grid that whole images fill")
-    weight = torch.zeros(rows, experts).scatter(1, routing.expert_ids, routing.weight.float())
+    weight = routing.weight.float()
+    weight = weight.new_zeros(rows, experts).scatter(1, routing.expert_ids, weight)
     return weight.view(-1, down, across, experts).permute(0, 3, 1, 2)
 
 

@@ -30,10 +30,11 @@ class ExpertCost(NamedTuple):
     parameters: int
 
 # %% ../../nbs/73_meme.ipynb #98126ea8
-def denoiser_costs(net: MixtureOfDenoisers,) -> list[ExpertCost]:  # one per expert
+def denoiser_costs(net: MixtureOfDenoisers) -> list[ExpertCost]:  # one per expert
     "FLOPs and parameters of each expert of a mixture of denoisers."
     def cost(expert: Any) -> ExpertCost:  # a `Denoiser` and an `nn.Module`: Python has no type for "both"
-        x, zero = torch.zeros(1, *expert.input_shape), torch.zeros(1, dtype=torch.long)
+        device = next(expert.parameters()).device
+        x, zero = torch.zeros(1, *expert.input_shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
         return ExpertCost(count_flops(lambda: expert(x, zero, zero)), sum(p.numel() for p in expert.parameters()))
     return [cost(expert) for expert in net.experts]
 

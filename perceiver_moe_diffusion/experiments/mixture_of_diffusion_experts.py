@@ -38,10 +38,11 @@ def expert_weights(
     mixture: MixtureOfDenoisers,  # with a router that looks at the label alone
 ) -> torch.Tensor:                # [classes + 1, E]; the last row is "no label"
     "Routing weights: how much the answer of each expert counts for each class."
-    label = torch.arange(mixture.num_classes + 1)
+    label = torch.arange(mixture.num_classes + 1, device=next(mixture.router.parameters()).device)
     routing = mixture.router(torch.zeros_like(label), label)
     weight = routing.weight.masked_fill(routing.expert_ids < 0, 0)
-    return torch.zeros(len(label), len(mixture.experts)).scatter_add(1, routing.expert_ids.clamp(min=0), weight)
+    none = weight.new_zeros(len(label), len(mixture.experts))
+    return none.scatter_add(1, routing.expert_ids.clamp(min=0), weight).cpu()
 
 
 def show_experts(

@@ -222,7 +222,7 @@ def _rebuild(
     router = LabelRouter(num_classes, len(experts), min(_label_router(like).top_k, len(experts)))
     router.table, router.open = nn.Parameter(table.clone()), open_.clone()
     rebuilt = MixtureOfDenoisers(like.input_shape, num_classes, _exists(router), [_exists(e) for e in experts])
-    return rebuilt.train(like.training)
+    return rebuilt.to(table.device).train(like.training)  # tables that were made on the way go where the mixture is
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #c09acfd0
 def add_expert(
