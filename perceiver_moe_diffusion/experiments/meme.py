@@ -68,17 +68,18 @@ def wiener_gain(
 def removed_spectrum(
     model: Denoiser,
     diffusion: Diffusion,
-    images: torch.Tensor,     # [N, C, H, H]
+    images: torch.Tensor,     # [N, C, H, H], on the device of the model, as the labels
     labels: torch.Tensor,     # [N]
     t: int,                   # timestep
     seed: int = 0,
-) -> torch.Tensor:            # [H // 2 + 1] by ring
+) -> torch.Tensor:            # [H // 2 + 1] by ring, on the CPU
     "Frequency response of a denoiser: how much of each frequency of noisy images it takes for noise."
     generator = torch.Generator().manual_seed(fold_seed(seed, Stream.SPECTRUM_NOISE, t))
-    level = torch.full((len(images),), t)
-    x_t = diffusion.q_sample(images, level, torch.randn(images.shape, generator=generator))
+    level = torch.full((len(images),), t, device=images.device)
+    x_t = diffusion.q_sample(images, level, torch.randn(images.shape, generator=generator).to(images))
     a, b = (float(rate.flatten()[0]) for rate in diffusion.rates(level, images))
-    return wiener_gain(x_t, b * diffusion.prediction_type.to_eps(model(x_t, level, labels), x_t, a, b))
+    eps = diffusion.prediction_type.to_eps(model(x_t, level, labels), x_t, a, b)
+    return wiener_gain(x_t.cpu(), b * eps.cpu())
 
 # %% ../../nbs/73_meme.ipynb #bf2b479c
 def linear_filter(diffusion: Diffusion, images: torch.Tensor, t: int) -> torch.Tensor:
@@ -160,7 +161,7 @@ def by_noise(
     folder: Path | None = None,  # no picture is drawn
 ) -> dict:                       # `loss_E_I` and `tilt_E_I` of expert E alone in part I of the timesteps
     "Evaluate each expert of a mixture of denoisers in each quarter of the timesteps, its own or not."
-    images, labels = random_examples(data, "test", max_images, seed)
+    images, labels = (x.to(pipeline.device) for x in random_examples(data, "test", max_images, seed))
     diffusion = pipeline.diffusion
     middles = [(2 * part + 1) * diffusion.timesteps // 8 for part in range(4)]
     results: dict[str, float] = {}
