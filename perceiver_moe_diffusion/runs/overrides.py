@@ -250,7 +250,7 @@ def check_root(config: DictConfig, schema: type) -> None:
     check_ranges(typed)
 
 # %% ../../nbs/82_overrides.ipynb #15354ec0
-ROOMS = ("models", "diffusion", "data", "pipelines", "training", "evaluation")  # where a class may have moved to
+NEW_ROOMS = ("models", "diffusion", "data", "pipelines", "training", "evaluation")  # where a class may have moved to
 
 
 def moved_to(target: str) -> str:  # a sentence, or "" for what is not of this package
@@ -258,7 +258,7 @@ def moved_to(target: str) -> str:  # a sentence, or "" for what is not of this p
     package, _, name = target.partition(".")
     last = name.rpartition(".")[2]
     last = RENAMED_CLASSES.get(last, last)
-    for room in ROOMS if package == "perceiver_moe_diffusion" else ():
+    for room in NEW_ROOMS if package == "perceiver_moe_diffusion" else ():
         face = import_module(f"{package}.{room}")
         if last in face.__all__:
             return f"It is now {getattr(face, last).__module__}.{last}."
