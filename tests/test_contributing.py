@@ -46,7 +46,7 @@ def test_a_part_of_the_model_is_chosen_and_learns(mine, choice, kind):
 
 def test_a_data_set_is_chosen(mine):
     run = build_run(load_config(["hydra.searchpath=[conf]", "data=squares", *SMALL]))
-    assert run.data.input_shape == (1, 8, 8) and run.data.data.class_names == ["small", "large"]
+    assert run.data.input_shape == (1, 8, 8) and run.data.examples.class_names == ["small", "large"]
 
 
 def test_a_sampler_is_chosen_and_draws_what_ddim_draws(mine):

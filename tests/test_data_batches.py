@@ -16,14 +16,8 @@ from perceiver_moe_diffusion.data.batches import (
     split_indices,
     subsample_per_class,
 )
-from perceiver_moe_diffusion.data.images import ImageSet, digits
-
-
-def blank_set(num_images: int, num_classes: int = 4, official_test: int = 0) -> ImageSet:
-    "Images of 2×2 pixels that carry their own number, so that a batch tells which images it holds."
-    number = torch.arange(num_images)
-    pixels = torch.stack([number % 256, number // 256], dim=1).to(torch.uint8).view(-1, 1, 2, 1).expand(-1, 1, 2, 2)
-    return ImageSet(pixels, number % num_classes, [f"class {i}" for i in range(num_classes)], 256, official_test)
+from perceiver_moe_diffusion.data.images import digits
+from perceiver_moe_diffusion.tools.testing import blank_set, image_numbers
 
 
 @pytest.mark.parametrize("data", [digits(), blank_set(103), blank_set(140, official_test=40)],
@@ -92,12 +86,6 @@ def test_some_classes_are_numbered_anew_and_stay_in_their_part():
 def test_classes_that_are_not_there_are_refused(classes):
     with pytest.raises(UserError, match=r"data.classes=.* numbers from 0 to 9 \(0, 1"):
         keep_classes(digits(), (torch.arange(3),), classes)
-
-
-def image_numbers(batch: Batch) -> list[int]:
-    "Which images of a `blank_set` a batch holds."
-    low, high = ((batch.input[:, 0, row, 0] + 1) * 127.5 for row in (0, 1))
-    return (low + 256 * high).round().long().tolist()
 
 
 def random_flip(images: torch.Tensor) -> torch.Tensor:
@@ -192,7 +180,7 @@ def test_a_padding_that_does_not_fit_is_refused():
 
 
 def test_random_examples_are_of_their_split_without_repetition_and_depend_on_the_seed():
-    data = SimpleNamespace(data=blank_set(100), val_index=torch.arange(20, 60))
+    data = SimpleNamespace(examples=blank_set(100), val_index=torch.arange(20, 60))
     inputs, labels = random_examples(data, "val", 15, seed=0)
     numbers = image_numbers(Batch(inputs, labels, 0))
     assert len(set(numbers)) == 15 and set(numbers) <= set(range(20, 60))

@@ -3,22 +3,9 @@ import pytest
 import torch
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import Batch
-from perceiver_moe_diffusion.data.images import ImageSet, digits
+from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
-
-
-def blank_set(num_images: int, num_classes: int = 4, official_test: int = 0) -> ImageSet:
-    "Images of 2×2 pixels that carry their own number, so that a batch tells which images it holds."
-    number = torch.arange(num_images)
-    pixels = torch.stack([number % 256, number // 256], dim=1).to(torch.uint8).view(-1, 1, 2, 1).expand(-1, 1, 2, 2)
-    return ImageSet(pixels, number % num_classes, [f"class {i}" for i in range(num_classes)], 256, official_test)
-
-
-def image_numbers(batch: Batch) -> list[int]:
-    "Which images of a `blank_set` a batch holds."
-    low, high = ((batch.input[:, 0, row, 0] + 1) * 127.5 for row in (0, 1))
-    return (low + 256 * high).round().long().tolist()
+from perceiver_moe_diffusion.tools.testing import blank_set, image_numbers
 
 
 def test_the_split_does_not_depend_on_the_training_seed():
@@ -62,8 +49,8 @@ def test_parts_are_what_the_indices_say_and_only_training_images_are_augmented()
     for name in ("train", "val", "test"):
         images, labels = module.split(name)
         index = getattr(module, f"{name}_index")
-        torch.testing.assert_close(images, module.data.inputs()[index], rtol=0, atol=0)
-        torch.testing.assert_close(labels, module.data.labels[index], rtol=0, atol=0)
+        torch.testing.assert_close(images, module.examples.inputs()[index], rtol=0, atol=0)
+        torch.testing.assert_close(labels, module.examples.labels[index], rtol=0, atol=0)
     assert next(iter(module.train_batches())).input.count_nonzero() == 0
     assert module.val_batches()[0].input.count_nonzero() > 0
 

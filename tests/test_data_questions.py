@@ -84,11 +84,11 @@ def test_mistakes_with_questions():
 
 def test_texts_and_questions_come_in_batches_like_images():
     texts = DataModule(lambda root: docstrings(packages={"json": ["json"], "csv": ["csv"]}), shots=5)
-    loader = StepLoader(texts.data, texts.train_index, 6, seed=0)
+    loader = StepLoader(texts.examples, texts.train_index, 6, seed=0)
     assert loader.batch(3).input.shape == (6, 128) and torch.equal(loader.batch(3).input, loader.batch(3).input)
     assert texts.input_shape == (128,) and texts.split("train")[1].bincount().tolist() == [5, 5]
     asked = DataModule(lambda root: digit_questions(training=20, validation=20, test=20))
-    whole, half = (StepLoader(asked.data, asked.train_index, 8, 0).batch(2, *share) for share in ((0, 1), (1, 2)))
+    whole, half = (StepLoader(asked.examples, asked.train_index, 8, 0).batch(2, *share) for share in ((0, 1), (1, 2)))
     assert {name: tuple(part.shape) for name, part in whole.input.items()} == {"image": (8, 1, 8, 16), "text": (8, 24)}
     assert all(torch.equal(half.input[name], whole.input[name][4:]) for name in whole.input)
     assert asked.input_shape == {"image": (1, 8, 16), "text": (24,)} and len(asked.split("test")[0]["text"]) == 140
@@ -97,14 +97,14 @@ def test_texts_and_questions_come_in_batches_like_images():
 def test_classes_can_be_chosen_among_texts_and_answers():
     texts, questions = (DataModule(dataset) for dataset in (docstrings, digit_questions))
     few = DataModule(docstrings, classes=[4, 1])
-    assert few.data.class_names == [texts.data.class_names[4], texts.data.class_names[1]]
-    assert len(few.data.ids) == len(few.data.labels)
+    assert few.examples.class_names == [texts.examples.class_names[4], texts.examples.class_names[1]]
+    assert len(few.examples.ids) == len(few.examples.labels)
     said, labels = few.split("test")
     whole, numbers = texts.split("test")
     assert torch.equal(said, whole[(numbers == 4) | (numbers == 1)]) and set(labels.tolist()) == {0, 1}
     yes_or_no, (asked, answers) = DataModule(digit_questions, classes=[0, 1]), questions.split("test")
     assert torch.equal(yes_or_no.split("test")[0]["image"], asked["image"][answers < 2])
-    assert len(yes_or_no.data.pixels) == len(questions.data.pixels)
+    assert len(yes_or_no.examples.pixels) == len(questions.examples.pixels)
 
 
 def test_what_is_not_shown_has_no_influence():

@@ -28,6 +28,7 @@ from perceiver_moe_diffusion.pipelines.files import from_pretrained
 from perceiver_moe_diffusion.runs.build import build_run
 from perceiver_moe_diffusion.runs.cli import pmd_evaluate, pmd_sample, pmd_train
 from perceiver_moe_diffusion.runs.overrides import load_config
+from perceiver_moe_diffusion.tools.testing import Elsewhere
 
 
 def test_the_confusion_matrix_counts_who_was_taken_for_whom():
@@ -115,17 +116,6 @@ def test_the_routers_are_watched_on_the_device_of_the_model():
     here, there = routings_of(pipeline, images), routings_of(with_experts().to("meta"), images)
     assert [routing.logits.device.type for routing in there] == ["meta", "meta"]
     assert [routing.logits.shape for routing in there] == [routing.logits.shape for routing in here]
-
-
-class Elsewhere(torch.Tensor):
-    "Numbers on another device, as far as they can be had without one: all one can do is to bring them to the CPU."
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function is not torch.Tensor.cpu:
-            raise RuntimeError(f"{function} of tensors on two devices")
-        with torch._C.DisableTorchFunctionSubclass():
-            return args[0].as_subclass(torch.Tensor)
 
 
 def test_probabilities_of_another_device_are_counted_on_the_cpu():

@@ -25,6 +25,7 @@ from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
+from perceiver_moe_diffusion.tools.testing import Elsewhere
 
 EXPERTS = functools.partial(build_moe, num_experts=4, top_k=2)
 
@@ -35,7 +36,7 @@ def small_pipeline(data, feed_forward=EXPERTS, depth=1):
     core = functools.partial(PerceiverIO, dim=48, num_latents=6, depth=depth, num_heads=2, feed_forward=feed_forward)
     adapter = functools.partial(ConvAdapter, dim=48, stem_channels=16)
     model = PerceiverDenoiser(data.input_shape, data.num_classes, adapter, core=core, condition_dim=48)
-    return GeneratorPipeline(model, Diffusion(100), DPMSolverPP(steps=6), data.data.class_names)
+    return GeneratorPipeline(model, Diffusion(100), DPMSolverPP(steps=6), data.examples.class_names)
 
 
 @functools.cache
@@ -146,19 +147,6 @@ def test_no_more_images_are_compared_than_the_test_part_holds():
     data, pipeline = tiny()
     results = evaluate(pipeline, data, samples_per_class=1, max_fd_images=10_000, classifier_steps=2)
     assert results["fd_images"] == len(data.split("test")[1])
-
-
-class Elsewhere(torch.Tensor):
-    "Images on another device, as far as they can be had without one: nothing but bringing them to the CPU is possible."
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        with torch._C.DisableTorchFunctionSubclass():
-            if function is torch.Tensor.cpu:
-                return args[0].as_subclass(torch.Tensor)
-            if function is torch.Tensor.__len__:
-                return len(args[0])
-        raise RuntimeError(f"{function} of tensors on two devices")
 
 
 def test_images_that_are_drawn_on_another_device_are_judged_on_the_cpu():

@@ -24,6 +24,7 @@ from perceiver_moe_diffusion.evaluation.metrics import (
     train_classifier,
     within_class_diversity,
 )
+from perceiver_moe_diffusion.tools.testing import Elsewhere
 
 
 @functools.cache
@@ -37,8 +38,8 @@ def test_the_judge_sees_the_training_images_and_nothing_else():
     data = DataModule(digits)
     before = train_classifier(data, steps=3).state_dict()
     hidden = torch.cat([data.val_index, data.test_index])
-    data.data.pixels[hidden] = 0
-    data.data.labels[hidden] = 7
+    data.examples.pixels[hidden] = 0
+    data.examples.labels[hidden] = 7
     for name, value in train_classifier(data, steps=3).state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
@@ -57,11 +58,11 @@ def test_the_judge_depends_on_its_seed_and_not_on_anyone_elses_random_numbers():
 def test_the_judge_reads_unseen_digits_and_one_image_at_a_time():
     data, judge = digits_and_judge()
     images, labels = data.split("test")
-    features, predicted = judge.judge(images)
+    features, predicted = judge.features_and_labels(images)
     assert features.shape == (360, 64) and features.dtype == torch.float64
     assert (predicted == labels).double().mean() > 0.95
     # no statistics of the batch
-    torch.testing.assert_close(judge.judge(images[5:6])[0], features[5:6], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(judge.features_and_labels(images[5:6])[0], features[5:6], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (1, 8, 20), (3, 32, 32), (1, 28, 28), (3, 17, 40)])
@@ -321,25 +322,12 @@ def test_every_image_needs_a_label():
         FeatureSet.of(judge, torch.zeros(3, 1, 8, 8), torch.zeros(2, dtype=torch.long))
 
 
-class Elsewhere(torch.Tensor):
-    "Images on another device, as far as they can be had without one: nothing but bringing them to the CPU is possible."
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        with torch._C.DisableTorchFunctionSubclass():
-            if function is torch.Tensor.cpu:
-                return args[0].as_subclass(torch.Tensor)
-            if function is torch.Tensor.__len__:
-                return len(args[0])
-        raise RuntimeError(f"{function} of tensors on two devices")
-
-
 def test_images_of_another_device_are_judged_on_the_cpu():
     data, judge = digits_and_judge()
     images, labels = (part[:40] for part in data.split("val"))
     elsewhere = (images.as_subclass(Elsewhere), labels.as_subclass(Elsewhere))
     with pytest.raises(RuntimeError, match="two devices"):
-        judge.judge(elsewhere[0])
+        judge.features_and_labels(elsewhere[0])
     assert quality(judge, data, elsewhere, elsewhere) == quality(judge, data, (images, labels), (images, labels))
 
 

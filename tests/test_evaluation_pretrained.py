@@ -25,6 +25,7 @@ from perceiver_moe_diffusion.pipelines.files import (
     pretrained_folders,
     read_weights,
 )
+from perceiver_moe_diffusion.tools.testing import Elsewhere
 
 
 @pytest.mark.parametrize("name", sorted(pretrained_folders()))
@@ -101,17 +102,6 @@ def test_the_copy_holds_half_precision_and_the_record_says_what_was_measured(shi
     slow = record["fd_slow"]
     assert (slow["sampler"], slow["steps"]) == ("DDPM", 50) and slow["fd"] != record["fd"]
     assert json.loads((target / "record.json").read_text()) == json.loads(json.dumps(record))
-
-
-class Elsewhere(torch.Tensor):
-    "Images on another device, as far as they can be had without one: all one can do is to bring them to the CPU."
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function is not torch.Tensor.cpu:
-            raise RuntimeError(f"{function} of tensors on two devices")
-        with torch._C.DisableTorchFunctionSubclass():
-            return args[0].as_subclass(torch.Tensor)
 
 
 def test_images_of_another_device_are_looked_at_on_the_cpu():

@@ -20,6 +20,7 @@ from perceiver_moe_diffusion.models.mixture_of_denoisers import IntervalRouter
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.models.upscaler import Upscaler
 from perceiver_moe_diffusion.pipelines.upscale import UpscalerPipeline
+from perceiver_moe_diffusion.tools.testing import Elsewhere
 
 
 def test_psnr_by_hand():
@@ -88,19 +89,6 @@ def test_operations_are_counted_on_the_device_of_the_model():
     "The meta device has shapes and no values, and is on every machine: what mixes devices fails there too."
     small = torch.zeros(20, 1, 4, 4)
     assert upscaler_flops(tiny_pipeline().to("meta"), small) == upscaler_flops(tiny_pipeline(), small) > 0
-
-
-class Elsewhere(torch.Tensor):
-    "Images on another device, as far as they can be had without one: all one can do is to bring them to the CPU."
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        with torch._C.DisableTorchFunctionSubclass():
-            if function is torch.Tensor.cpu:
-                return args[0].as_subclass(torch.Tensor)
-            if function is torch.Tensor.__len__:
-                return len(args[0])
-        raise RuntimeError(f"{function} of tensors on two devices")
 
 
 def test_images_that_are_enlarged_on_another_device_are_judged_on_the_cpu(tmp_path):

@@ -140,7 +140,7 @@ def tiny():
     "A small classifier of digits with experts, untrained, and the digits."
     config = load_config([*WIDTHS, "experiment=dmmoe_transfer", "model.num_latents=4"])
     parts = build_run(config)
-    return ClassifierPipeline(parts.module.model, parts.data.data.class_names), parts.data
+    return ClassifierPipeline(parts.module.model, parts.data.examples.class_names), parts.data
 
 
 def test_a_map_holds_the_weights_of_the_activated_experts_and_zero_for_the_others():
@@ -175,7 +175,7 @@ def test_loads_stand_under_their_kinds(tmp_path):
 def test_a_dense_classifier_has_no_loads():
     _, data = tiny()
     dense = build_run(load_config([*WIDTHS, "experiment=dmmoe_transfer", "moe=dense"])).module.model
-    results = classify_experts(ClassifierPipeline(dense, data.data.class_names), data)
+    results = classify_experts(ClassifierPipeline(dense, data.examples.class_names), data)
     assert not [name for name in results if name.startswith("load_")] and results["accuracy"] >= 0
 
 

@@ -40,12 +40,12 @@ def fit(parts, steps, decay=0.98):
     trainer = Trainer(max_steps=steps, accelerator="cpu", devices=1, callbacks=[EMA(decay)], num_sanity_val_steps=0,
                       val_check_interval=steps, gradient_clip_val=1.0, **silent)
     trainer.fit(parts.module, TrainerData(parts.data))
-    return ClassifierPipeline(parts.module.model, parts.data.data.class_names)
+    return ClassifierPipeline(parts.module.model, parts.data.examples.class_names)
 
 
 def test_each_row_is_counted_for_the_modality_of_its_token():
     parts = parts_of(*SMALL)
-    model, inputs = parts.module.model.eval(), parts.data.data.inputs(torch.arange(0, 140, 7))
+    model, inputs = parts.module.model.eval(), parts.data.examples.inputs(torch.arange(0, 140, 7))
     rows = modality_of_rows(model.preprocess, inputs)
     letters = (inputs["text"] < 256).sum(dim=1)
     assert rows.tolist() == [modality for n in letters.tolist() for modality in [0] * 8 + [1] * n]
@@ -59,7 +59,7 @@ def test_each_row_is_counted_for_the_modality_of_its_token():
 
 def test_what_is_not_shown_is_not_routed():
     parts = parts_of(*SMALL, "model.preprocessor.shown=[text]")
-    counts = tokens_by_expert(parts.module.model.eval(), parts.data.data.inputs(slice(0, 8)))
+    counts = tokens_by_expert(parts.module.model.eval(), parts.data.examples.inputs(slice(0, 8)))
     assert not counts["image"].any() and counts["text"].sum() > 0
 
 
@@ -72,7 +72,7 @@ def test_the_distance_is_zero_for_equal_shares_and_one_for_separate_experts():
 def test_latents_belong_to_no_modality():
     parts = parts_of(*SMALL, "model.input_depth=0")
     with pytest.raises(UserError, match="without input layers .* model.input_depth=1"):
-        tokens_by_expert(parts.module.model, parts.data.data.inputs(slice(0, 4)))
+        tokens_by_expert(parts.module.model, parts.data.examples.inputs(slice(0, 4)))
 
 
 def test_a_bar_for_each_modality_and_expert_and_an_interval_where_there_is_one():
@@ -100,7 +100,7 @@ class Oracle:
 
 def test_accuracy_is_counted_for_each_kind():
     data = parts_of(*SMALL).data
-    said = Oracle(data.data, ["digit", "larger"]).predict(None).argmax(dim=-1)
+    said = Oracle(data.examples, ["digit", "larger"]).predict(None).argmax(dim=-1)
     found = accuracy_by_kind(said == data.split("test")[1], data)
     right = {"larger": 1.0, "equal": 0.5, "sum": 0.5, "digit": 1.0, "extreme": 0.0}
     assert {kind: mean.value for kind, mean in found.items()} == right
@@ -108,7 +108,7 @@ def test_accuracy_is_counted_for_each_kind():
 
 def test_a_model_is_judged_with_its_routing_and_its_pictures(tmp_path):
     parts = parts_of(*SMALL)
-    pipeline = ClassifierPipeline(parts.module.model, parts.data.data.class_names)
+    pipeline = ClassifierPipeline(parts.module.model, parts.data.examples.class_names)
     results = judge_questions(pipeline, parts.data, folder=tmp_path)
     assert 0 <= results["split_between"] <= 1
     assert (tmp_path / "modalities.png").is_file() and (tmp_path / "confusion.png").is_file()
@@ -122,7 +122,7 @@ def test_a_model_is_judged_with_its_routing_and_its_pictures(tmp_path):
 
 def test_a_model_that_does_not_see_has_no_share_of_image_tokens():
     parts = parts_of(*SMALL, "model.preprocessor.shown=[text]")
-    results = judge_questions(ClassifierPipeline(parts.module.model, parts.data.data.class_names), parts.data)
+    results = judge_questions(ClassifierPipeline(parts.module.model, parts.data.examples.class_names), parts.data)
     assert "share_text_1_Conv" in results and "share_image_1_Conv" not in results and "split_between" not in results
 
 
@@ -139,7 +139,7 @@ def test_training_changes_every_expert_and_the_blind_model_stays_at_its_ceiling(
 def test_a_trained_model_is_saved_and_read_again(tmp_path):
     config = load_config(["experiment=dmmoe_questions", *SMALL])
     parts = build_run(config)
-    pipeline, inputs = save_model(config, parts, tmp_path), parts.data.data.inputs(slice(0, 8))
+    pipeline, inputs = save_model(config, parts, tmp_path), parts.data.examples.inputs(slice(0, 8))
     assert_close(load_pipeline(tmp_path).predict(inputs), pipeline.predict(inputs))
 
 
@@ -153,7 +153,7 @@ def test_pretrained_weights_are_taken_over_and_the_head_is_not(tmp_path):
                       experiment="dmmoe_language")
     taken, own = first.module.model.state_dict(), second.module.model.state_dict()
     assert len(second.data.train_index) == 35
-    assert not set(first.data.data.class_names) & set(second.data.data.class_names)
+    assert not set(first.data.examples.class_names) & set(second.data.examples.class_names)
     for name, weight in own.items():
         same = weight.shape == taken[name].shape and torch.equal(weight, taken[name])
         assert same == (not name.startswith("core.head")), name

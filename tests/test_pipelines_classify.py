@@ -4,7 +4,6 @@ from functools import partial
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from perceiver_moe_diffusion.core import UserError
@@ -15,6 +14,7 @@ from perceiver_moe_diffusion.models.modalities import MultiModalPreprocessor, Te
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.classify import ClassifierPipeline, move_inputs, split_batches
+from perceiver_moe_diffusion.tools.testing import OneDevice
 
 
 def test_inputs_of_one_modality_are_split_in_order():
@@ -51,16 +51,6 @@ def small(seed=0, **options):
     core = partial(PerceiverIO, dim=32, num_latents=8, depth=1, num_heads=2, feed_forward=moe)
     options = {"preprocessor": partial(ImagePreprocessor, patch_size=2), **options}
     return Classifier((1, 8, 8), 10, core=core, query_dim=32, **options)
-
-
-class OneDevice(TorchDispatchMode):
-    "Refuses every operation whose tensors are on two devices, but for copies; numbers (tensors without axes) are free."
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        given = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x) and x.ndim > 0]
-        devices = {x.device.type for x in given}
-        assert len(devices) <= 1 or "copy" in str(operation), f"{operation} mixes {sorted(devices)}"
-        return operation(*args, **(kwargs or {}))
 
 
 def test_inputs_on_the_cpu_are_classified_where_the_model_is():

@@ -5,8 +5,6 @@ from functools import partial
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.process import Diffusion
@@ -16,6 +14,7 @@ from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
+from perceiver_moe_diffusion.tools.testing import OneDevice
 
 NAMES = [str(i) for i in range(10)]
 
@@ -74,26 +73,8 @@ def test_a_guidance_scale_for_each_image(drawing):
         assert_close(drawn[i], drawing.sample([6, 7, 8], guidance_scale=scale)[i], atol=1e-4, rtol=0)
 
 
-class OneDevice(TorchDispatchMode):
-    "Refuses every operation whose tensors are on two devices, but for copies; numbers (tensors without axes) are free."
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        given = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x) and x.ndim > 0]
-        devices = {x.device.type for x in given}
-        assert len(devices) <= 1 or "copy" in str(operation), f"{operation} mixes {sorted(devices)}"
-        return operation(*args, **(kwargs or {}))
-
-
 SAMPLERS = pytest.mark.parametrize("sampler", [DDPM(steps=4), DDIM(steps=4, eta=1.0), DPMSolverPP(steps=4)],
                                    ids=lambda sampler: type(sampler).__name__)
-
-
-def test_two_devices_are_noticed():
-    table, index = torch.zeros(3, 2), torch.tensor([1, 2], device="meta")
-    with OneDevice():
-        table.to("meta")[index]
-        with pytest.raises(AssertionError, match="mixes"):
-            table[index]
 
 
 @SAMPLERS

@@ -4,8 +4,6 @@ from functools import partial
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.process import Diffusion
@@ -17,6 +15,7 @@ from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.models.upscaler import Upscaler
 from perceiver_moe_diffusion.pipelines.upscale import UpscalerPipeline
+from perceiver_moe_diffusion.tools.testing import OneDevice
 
 NAMES = [str(i) for i in range(10)]
 
@@ -29,16 +28,6 @@ def upscaler():
     adapter = partial(ConvAdapter, dim=32, stem_channels=16)
     expert = partial(PerceiverDenoiser, adapter=adapter, core=core, condition_dim=32)
     return Upscaler((1, 8, 8), 10, IntervalRouter, [expert, expert])
-
-
-class OneDevice(TorchDispatchMode):
-    "Refuses every operation whose tensors are on two devices, but for copies; numbers (tensors without axes) are free."
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        given = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x) and x.ndim > 0]
-        devices = {x.device.type for x in given}
-        assert len(devices) <= 1 or "copy" in str(operation), f"{operation} mixes {sorted(devices)}"
-        return operation(*args, **(kwargs or {}))
 
 
 def enlarging(sampler=None):

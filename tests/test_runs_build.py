@@ -1,7 +1,5 @@
 # Made from nbs/83_build.ipynb by `pmd-dev tests`. Edit the notebook.
 import ast
-import copy
-import functools
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -12,22 +10,8 @@ from omegaconf import OmegaConf
 
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.runs.build import build_run, instantiate_node, make_pipeline
-from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.train import save_model
-
-QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
-         "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]
-quick_config = functools.cache(
-    lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name)
-)
-
-
-def changed(changes, name="train", *more):
-    "A copy of the quick configuration with some values set: much faster than composing it again."
-    config = copy.deepcopy(quick_config(name, *more))
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value)
-    return config
+from perceiver_moe_diffusion.tools.testing import changed, quick_config
 
 
 def refuses() -> None:
@@ -90,7 +74,7 @@ def test_a_pipeline_is_of_the_kind_and_for_the_classes_of_the_run():
     run = build_run(quick_config())
     pipeline = make_pipeline(quick_config(), run.module.model, run.data)
     assert type(pipeline).__name__ == "GeneratorPipeline" and pipeline.model is run.module.model
-    assert pipeline.class_names == run.data.data.class_names and pipeline.sampler.steps == 3
+    assert pipeline.class_names == run.data.examples.class_names and pipeline.sampler.steps == 3
 
 
 @pytest.mark.parametrize("module", ["build", "folder", "trainer", "sweep"])

@@ -1,8 +1,6 @@
 # Made from nbs/89_cli.ipynb by `pmd-dev tests`. Edit the notebook.
 import contextlib
-import copy
 import csv
-import functools
 import io
 import json
 import re
@@ -23,25 +21,11 @@ from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import instantiate_node
 from perceiver_moe_diffusion.runs.cli import pmd_evaluate, pmd_sample, pmd_train, sample_images
 from perceiver_moe_diffusion.runs.folder import same_settings
-from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.report import RESULT_TITLES, same_data
 from perceiver_moe_diffusion.runs.sweep import SWEEP_COLUMNS, run_job, sweep_jobs, sweep_table
 from perceiver_moe_diffusion.runs.train import train
+from perceiver_moe_diffusion.tools.testing import QUICK, changed, quick_config
 from perceiver_moe_diffusion.training.tasks import DiffusionModule
-
-QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
-         "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]
-quick_config = functools.cache(
-    lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name)
-)
-
-
-def changed(changes, name="train", *more):
-    "A copy of the quick configuration with some values set: much faster than composing it again."
-    config = copy.deepcopy(quick_config(name, *more))
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value)
-    return config
 
 
 def typed_in(capsys, function, *arguments):

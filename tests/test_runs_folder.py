@@ -1,6 +1,4 @@
 # Made from nbs/84_folder.ipynb by `pmd-dev tests`. Edit the notebook.
-import copy
-import functools
 import re
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from perceiver_moe_diffusion.runs.folder import (
     to_container,
 )
 from perceiver_moe_diffusion.runs.overrides import load_config
+from perceiver_moe_diffusion.tools.testing import QUICK, changed, quick_config
 from perceiver_moe_diffusion.tools.workflow import project_root
 
 # a run of version 0.3.1 that was stopped by Ctrl-C, and what had been typed to begin it
@@ -30,21 +29,6 @@ OLD_OVERRIDES = [
     "checkpoint_every=20", "data.batch_size=16", "evaluation.samples_per_class=2", "evaluation.classifier_steps=5",
     "evaluation.max_fd_images=20",
 ]
-
-
-QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
-         "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]
-quick_config = functools.cache(
-    lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name)
-)
-
-
-def changed(changes, name="train", *more):
-    "A copy of the quick configuration with some values set: much faster than composing it again."
-    config = copy.deepcopy(quick_config(name, *more))
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value)
-    return config
 
 
 @pytest.fixture

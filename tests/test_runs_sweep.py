@@ -1,30 +1,13 @@
 # Made from nbs/88_sweep.ipynb by `pmd-dev tests`. Edit the notebook.
-import copy
 import csv
-import functools
 import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.sweep import Job, is_sweep, run_job, run_jobs, sweep, sweep_jobs, sweep_table
-
-QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
-         "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]
-quick_config = functools.cache(
-    lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name)
-)
-
-
-def changed(changes, name="train", *more):
-    "A copy of the quick configuration with some values set: much faster than composing it again."
-    config = copy.deepcopy(quick_config(name, *more))
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value)
-    return config
+from perceiver_moe_diffusion.tools.testing import changed
 
 
 @pytest.mark.parametrize("line, several", [

@@ -1,8 +1,6 @@
 # Made from nbs/86_train.ipynb by `pmd-dev tests`. Edit the notebook.
 import ast
-import copy
 import csv
-import functools
 import inspect
 import json
 import shutil
@@ -12,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from perceiver_moe_diffusion.core import UserError
@@ -20,20 +17,7 @@ from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import build_run
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.train import save_model, shape_as_list, train
-
-QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3",
-         "evaluation.samples_per_class=4", "evaluation.max_fd_images=40", "evaluation.classifier_steps=20"]
-quick_config = functools.cache(
-    lambda name="train", *more: load_config([*(QUICK if name == "train" else []), *more], name)
-)
-
-
-def changed(changes, name="train", *more):
-    "A copy of the quick configuration with some values set: much faster than composing it again."
-    config = copy.deepcopy(quick_config(name, *more))
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value)
-    return config
+from perceiver_moe_diffusion.tools.testing import changed, quick_config
 
 
 def test_the_orchestrator_fits_on_a_screen():
@@ -58,7 +42,7 @@ def test_a_saved_model_is_the_model_and_knows_its_data(tmp_path):
     run = build_run(quick_config())
     made = save_model(quick_config(), run, tmp_path)
     loaded = load_pipeline(tmp_path)
-    assert loaded.class_names == made.class_names == run.data.data.class_names
+    assert loaded.class_names == made.class_names == run.data.examples.class_names
     assert loaded.model.input_shape == run.data.input_shape == (1, 8, 8) and loaded.model.num_classes == 10
     torch.testing.assert_close(loaded.model.state_dict(), run.module.model.state_dict(), rtol=0, atol=0)
     about = json.loads((tmp_path / "config.json").read_text())

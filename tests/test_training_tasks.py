@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from perceiver_moe_diffusion.core import Stream, UserError, fold_seed
 from perceiver_moe_diffusion.data.batches import Batch
@@ -25,6 +23,7 @@ from perceiver_moe_diffusion.models.mixture_of_denoisers import (
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.models.upscaler import Upscaler
+from perceiver_moe_diffusion.tools.testing import OneDevice
 from perceiver_moe_diffusion.training.loop import TrainingModule
 from perceiver_moe_diffusion.training.tasks import ClassifierModule, DiffusionModule, UpscalingModule
 
@@ -136,16 +135,6 @@ def test_each_image_is_denoised_beside_its_own_small_version():
 def test_what_does_not_enlarge_has_another_task():
     with pytest.raises(UserError, match="task=upscale with a PerceiverDenoiser .* Use experiment=meme_upscale"):
         UpscalingModule(tiny_denoiser(), Diffusion(), torch.optim.AdamW)
-
-
-class OneDevice(TorchDispatchMode):
-    "Refuses every operation whose tensors are on two devices, but for copies; numbers (tensors without axes) are free."
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        given = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x) and x.ndim > 0]
-        devices = {x.device.type for x in given}
-        assert len(devices) <= 1 or "copy" in str(operation), f"{operation} mixes {sorted(devices)}"
-        return operation(*args, **(kwargs or {}))
 
 
 def mixture(router):

@@ -204,7 +204,7 @@ class CropFlip:
 
 # %% ../../nbs/41_batches.ipynb #ed334770
 def random_examples(
-    data: Any,   # a `DataModule`: has `data` and the index arrays `train_index`, `val_index`, `test_index`
+    data: Any,   # a `DataModule`: has `examples` and the index arrays `train_index`, `val_index`, `test_index`
     name: str,   # "train", "val" or "test"
     n: int,      # at most so many
     seed: int,
@@ -213,4 +213,4 @@ def random_examples(
     index = getattr(data, f"{name}_index")
     generator = torch.Generator().manual_seed(seed)
     chosen = index[torch.randperm(len(index), generator=generator)[:n]]
-    return data.data.inputs(chosen), data.data.labels[chosen]
+    return data.examples.inputs(chosen), data.examples.labels[chosen]

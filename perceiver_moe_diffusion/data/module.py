@@ -39,33 +39,33 @@ class DataModule:
         indices: Sequence[torch.Tensor] = split_indices(data, val_fraction, test_fraction, split_seed)
         if classes is not None:
             data, indices = keep_classes(data, indices, classes)
-        self.data, (self.train_index, self.val_index, self.test_index) = data, indices
+        self.examples, (self.train_index, self.val_index, self.test_index) = data, indices
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
         if shots is not None:
-            self.train_index = subsample_per_class(self.train_index, self.data.labels, shots, split_seed)
+            self.train_index = subsample_per_class(self.train_index, self.examples.labels, shots, split_seed)
 
     @property
     def input_shape(self) -> Any:
         "Shape of one input: (C, H, W) of an image, (N,) of a text; several modalities: {name: shape}."
-        return self.data.shape
+        return self.examples.shape
 
     @property
     def num_classes(self) -> int:
         "Number of classes."
-        return len(self.data.class_names)
+        return len(self.examples.class_names)
 
     def split(self, name: str) -> tuple[Any, torch.Tensor]:
         "All examples of a split, train, val or test: (inputs [n, …], labels [n]); images are [n, C, H, W] in [−1, 1]."
         require(name in ("train", "val", "test"), f"split {name!r}", "train, val or test")
         index = getattr(self, f"{name}_index")
-        return self.data.inputs(index), self.data.labels[index]
+        return self.examples.inputs(index), self.examples.labels[index]
 
     def train_batches(self,
         first: Callable[[], int] = lambda: 0,                      # the step to start with, asked for at `iter`
         process: Callable[[], tuple[int, int]] = lambda: (0, 1),   # (rank, number of processes)
     ) -> StepLoader:
         "Training batches without end, from any step, for this process."
-        return StepLoader(self.data, self.train_index, self.batch_size, self.seed, first, process, self.augment)
+        return StepLoader(self.examples, self.train_index, self.batch_size, self.seed, first, process, self.augment)
 
     def val_batches(self,
         rank: int = 0,       # the number of this process
@@ -73,5 +73,5 @@ class DataModule:
     ) -> list[Batch]:
         "Validation batches, each example once; a process gets its slice of every batch, so that none is left without."
         shares = [index.chunk(processes) for index in self.val_index.split(self.batch_size)]
-        return [Batch(self.data.inputs(share[rank]), self.data.labels[share[rank]], step)
+        return [Batch(self.examples.inputs(share[rank]), self.examples.labels[share[rank]], step)
                 for step, share in enumerate(shares) if rank < len(share)]

@@ -165,8 +165,10 @@ class Diffusion:
         like: torch.Tensor,    # an image batch [B, ...]: gives dtype, device and number of axes
     ) -> tuple[torch.Tensor, torch.Tensor]:  # a = √ᾱ_t and b = √(1−ᾱ_t), each [B, 1, …]
         "Signal level √ᾱ_t and noise level √(1−ᾱ_t) of each image of a batch."
-        alpha_bar = self.alpha_bar.to(t.device)[t].view(-1, *[1] * (like.ndim - 1))
-        return alpha_bar.sqrt().to(like), (1 - alpha_bar).sqrt().to(like)
+        levels = torch.stack([self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()])
+        table = levels.to(like)  # converted before it is moved: not every device has float64
+        a, b = table[:, t].view(2, -1, *[1] * (like.ndim - 1))
+        return a, b
 
     def q_sample(self, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         "Forward process x_t = √ᾱ_t·x0 + √(1−ᾱ_t)·ε: noisy images [B, ...] (Ho et al. 2020, eq. 4)."
@@ -177,9 +179,10 @@ class Diffusion:
         "Min-SNR weight [B] of the loss on the network's own target: `min(SNR, γ)` for x0, carried over to ε or v."
         if self.min_snr_gamma is None:
             return torch.ones_like(t, dtype=torch.float32)
-        a, b = self.rates(t, torch.empty(0, dtype=torch.float64, device=t.device))
+        a, b = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
         capped = ((a / b) ** 2).clamp(max=self.min_snr_gamma)
-        return capped.mul(self.prediction_type.x0_per_output(a, b) ** 2).float()
+        per_timestep = capped.mul(self.prediction_type.x0_per_output(a, b) ** 2).float()
+        return per_timestep.to(t.device)[t]
 
     def sample_noise(self,
         size: int,                    # B, images in the batch

@@ -101,7 +101,7 @@ def load_and_flops(
     inputs, labels = random_examples(data, "test", images, seed)
     routings: list[Routing] = []
     flops = count_flops(lambda: routings.extend(routings_of(pipeline, inputs))) / len(labels)
-    load = expert_load(routings).cpu() if routings else torch.ones(1, 1)  # dense: one expert, always used
+    load = expert_load(routings) if routings else torch.ones(1, 1)  # dense: one expert, always used
     return load, flops
 
 # %% ../../nbs/57_evaluate_classifier.ipynb #887d466e

@@ -46,7 +46,7 @@ def measured_load(
 ) -> torch.Tensor:       # [layers, E] on the CPU, as a multiple of the uniform load; [[1]] for a dense model
     "Load of each expert on noisy test images (expert utilisation)."
     routings = routings_over_time(pipeline, *random_examples(data, "test", images, seed), seed)
-    return expert_load(routings).cpu() if routings else torch.ones(1, 1)  # dense: one expert, always used
+    return expert_load(routings) if routings else torch.ones(1, 1)  # dense: one expert, always used
 
 # %% ../../nbs/56_evaluate.ipynb #501a8397
 def measured_flops(pipeline: GeneratorPipeline, data: DataModule, images: int = 100, seed: int = 0) -> float:

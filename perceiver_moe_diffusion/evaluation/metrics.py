@@ -40,7 +40,7 @@ class SmallCNN(nn.Module):
         return self.classify(self.features(image))
 
     @torch.no_grad()
-    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def features_and_labels(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "[N, C, H, W] -> features [N, 64] (float64) and predicted labels [N]."
         features = torch.cat([self.features(part) for part in images.split(500)])
         return features.double(), self.classify(features).argmax(dim=1)
@@ -61,7 +61,7 @@ def train_classifier(
         net = SmallCNN(data.input_shape, data.num_classes)
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    batches = iter(StepLoader(data.data, data.train_index, min(128, len(data.train_index)), seed))
+    batches = iter(StepLoader(data.examples, data.train_index, min(128, len(data.train_index)), seed))
     net.train()
     for _, batch in zip(range(steps), batches):
         loss = F.cross_entropy(net(batch.input), batch.label, label_smoothing=0.05)
@@ -179,7 +179,7 @@ class FeatureSet(NamedTuple):
         require(len(images) == len(labels) >= 2, f"{len(images)} images with {len(labels)} labels",
                 "2 or more images with a label each")
         images, labels = images.cpu(), labels.cpu()
-        return cls(images, labels, *classifier.judge(images))
+        return cls(images, labels, *classifier.features_and_labels(images))
 
     @property
     def correct(self) -> torch.Tensor:
@@ -252,7 +252,7 @@ def quality(
             "as many as there are test images, or fewer")
     test, train = (FeatureSet.of(classifier, *random_examples(data, name, n, seed)) for name in ("test", "train"))
     return {
-        **accuracy_figures(with_guidance, without, test, data.data.class_names),
+        **accuracy_figures(with_guidance, without, test, data.examples.class_names),
         **distribution_figures(without, test, train),
         **novelty_figures(without.images, test.images, data.split("train")[0]),
         **diversity_figures(with_guidance, without, test),

@@ -56,7 +56,7 @@ class Judge(NamedTuple):
     ) -> FeatureSet:           # on the CPU
         "Images as the judge sees them: their features and predicted classes."
         images, labels = images.cpu(), labels.cpu()
-        return FeatureSet(images, labels, *self.classifier.judge(images))
+        return FeatureSet(images, labels, *self.classifier.features_and_labels(images))
 
 # %% ../../nbs/59_pretrained.ipynb #378f262b
 def load_judge(
@@ -136,7 +136,7 @@ def distance_of_sampler(
     "Fréchet distance of the images that another sampler draws from the same noise, at s = 1."
     other = GeneratorPipeline(pipeline.model, pipeline.diffusion, sampler, pipeline.class_names)
     drawn = other.sample(labels, seed=fold_seed(seed, Stream.CONDITIONAL_IMAGES), guidance_scale=1.0)
-    distance = frechet_distance(classifier.judge(drawn.cpu())[0], real)
+    distance = frechet_distance(classifier.features_and_labels(drawn.cpu())[0], real)
     return {"sampler": type(sampler).__name__, "steps": sampler.steps, "fd": distance}
 
 
@@ -165,7 +165,7 @@ def export_pretrained(
     classifier = train_classifier(data, evaluation.get("classifier_steps", CLASSIFIER_STEPS), seed)
     results = evaluate(pipeline, data, seed=seed, classifier=classifier, **evaluation)
     test, labels = random_examples(data, "test", results["fd_images"], seed)
-    real, _ = classifier.judge(test)
+    real, _ = classifier.features_and_labels(test)
     results["fd_slow"] = distance_of_sampler(pipeline, slow, classifier, labels, real, seed)
     save_judge(target / "judge.safetensors", classifier, real, labels)
     scale = results["guidance_scale"]

@@ -89,7 +89,7 @@ def upscale_quality(
                          for images in (enlarged, pipeline.model.enlarge(small), truth))
     flops = upscaler_flops(pipeline, small[:100])
     if folder is not None:
-        save_upscaled(folder / "upscaled.png", plain, made, real, data.data.class_names)
+        save_upscaled(folder / "upscaled.png", plain, made, real, data.examples.class_names)
     return {
         **compared("", made, real),
         **compared("_bicubic", plain, real),

@@ -109,9 +109,9 @@ def accuracy_by_kind(
     data: DataModule,        # of a `QuestionSet`
 ) -> dict[str, Mean]:
     "Accuracy on each kind of question, with a bootstrap interval."
-    asked = [data.data.kinds[number] for number in data.data.question[data.test_index].tolist()]
+    asked = [data.examples.kinds[number] for number in data.examples.question[data.test_index].tolist()]
     part = lambda kind: correct[torch.tensor([k == kind for k in asked])]
-    return {kind: bootstrap_mean(part(kind).double()) for kind in dict.fromkeys(data.data.kinds)}
+    return {kind: bootstrap_mean(part(kind).double()) for kind in dict.fromkeys(data.examples.kinds)}
 
 # %% ../../nbs/75_dmmoe_text.ipynb #6ffe68ab
 def share_columns(

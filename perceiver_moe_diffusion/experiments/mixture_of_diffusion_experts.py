@@ -143,7 +143,7 @@ class JudgeGrowth:
         folder: Path | None = None,   # its run folder; gets `samples.png` of the grown mixture, and it as `grown`
     ) -> dict:                        # numbers, named WHAT_GROUP_WHO_sSCALE
         "Add what was trained to the mixture, and judge both."
-        grown, known, names = grow(self.old, pipeline), self.old.model.num_classes, self.whole.data.class_names
+        grown, known, names = grow(self.old, pipeline), self.old.model.num_classes, self.whole.examples.class_names
         require(grown.class_names == names, f"classes {', '.join(grown.class_names)}",
                 f"{', '.join(names)}: those of the mixture, then those of the new expert")
         judge = train_classifier(self.whole, self.classifier_steps, self.seed)

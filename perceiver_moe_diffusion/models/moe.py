@@ -40,8 +40,8 @@ class Routing(NamedTuple):
 
     @property
     def load(self) -> torch.Tensor:
-        "[E] float64: how much each expert is used, as a multiple of the uniform share."
-        counts = self.counts.double()
+        "[E] float64 on the CPU: how much each expert is used, as a multiple of the uniform share."
+        counts = self.counts.cpu().double()  # not every device has float64
         return counts / counts.mean()
 
 # %% ../../nbs/30_moe.ipynb #f3f95bd2

@@ -63,4 +63,4 @@ def build_run(config: DictConfig) -> BuiltRun:
 
 def make_pipeline(config: DictConfig, model: nn.Module, data: DataModule) -> Pipeline:
     "What a person uses of a run, for inference: the model, and the parts that the task needs beside it."
-    return instantiate_node(config.pipeline, model=model, class_names=data.data.class_names)
+    return instantiate_node(config.pipeline, model=model, class_names=data.examples.class_names)

@@ -216,7 +216,8 @@ def check_key(config: DictConfig, override: Override, search: Sequence[Override]
     if leaf not in accepted:
         nodes = [k.replace(".", "/") for k, node in known.items() if isinstance(node, DictConfig)]
         groups = [] if "." in key else [k for k in nodes if group_options(k, search)]
-        hint = suggestion(key.lower(), groups) or nearest(key, known, accepted)
+        top = [k for k, node in known.items() if "." not in key + k and not isinstance(node, DictConfig)]
+        hint = suggestion(key.lower(), groups + top) or nearest(key, known, accepted)
         raise UserError(f"There is no setting {key!r}.{hint}")
     if not (override.is_add() or override.is_force_add()):
         raise UserError(f"There is no setting {key!r}. Did you mean +{key}?")

@@ -61,8 +61,8 @@ RESULT_TITLES = {
     "accuracy": "accuracy on the test part",
     "accuracy_interval": "  95 % interval",
     "min_expert_load": "least used expert ÷ uniform load",
-    "flops_per_step": "operations for one image and step",
-    "flops": "operations for one image",
+    "flops_per_step": "FLOPs for one image and step",
+    "flops": "FLOPs for one image",
     "parameters": "parameters",
     "train_seconds": "seconds of training",
 }
@@ -85,8 +85,8 @@ def results_table(results: dict) -> str:
 def same_data(config: DictConfig, pipeline: GeneratorPipeline, data: DataModule, folder: Path) -> None:
     "Guard against data leakage: refuse data other than those that the model was trained on."
     fix = "Give the data settings of the run, for example data=mnist data.root=PATH."
-    require(pipeline.model.input_shape == data.input_shape and pipeline.class_names == data.data.class_names,
-            f"data with images of {data.input_shape} and classes {', '.join(data.data.class_names)}",
+    require(pipeline.model.input_shape == data.input_shape and pipeline.class_names == data.examples.class_names,
+            f"data with images of {data.input_shape} and classes {', '.join(data.examples.class_names)}",
             f"the data of the run: {pipeline.model.input_shape}, {', '.join(pipeline.class_names)}", fix)
     if (folder / "config.yaml").is_file():  # a model that was passed on may come without it
         saved, now = saved_settings(folder), flatten_keys(to_container(config))

@@ -67,7 +67,7 @@ def save_model(config: DictConfig, run: BuiltRun, folder: Path) -> Pipeline:
     net = {**net, "input_shape": shape_as_list(data.input_shape), "num_classes": data.num_classes}
     beside = {name: node for name, node in settings["pipeline"].items() if not name.startswith("_")}
     kind = config.pipeline._target_.rpartition(".")[2]
-    save_pipeline(folder, model, {"model": net, **beside}, data.data.class_names, data.data.levels, kind)
+    save_pipeline(folder, model, {"model": net, **beside}, data.examples.class_names, data.examples.levels, kind)
     return make_pipeline(config, model, data)
 
 
