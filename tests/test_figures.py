@@ -19,7 +19,7 @@ from perceiver_moe_diffusion.figures import (
     show_load,
     show_trajectory,
 )
-from perceiver_moe_diffusion.models.moe import Routing, expert_load
+from perceiver_moe_diffusion.models.moe import Routing
 
 
 def numbered(n, channels, height, width):
@@ -116,29 +116,6 @@ def routing_by(shares, rows=1200, top_k=1):
     counts = (torch.tensor(shares) / sum(shares) * rows * top_k).round().long()
     index = torch.repeat_interleave(torch.arange(len(shares)), counts).view(-1, top_k)
     return Routing(index, torch.ones(index.shape) / top_k, torch.zeros(len(index), len(shares)))
-
-
-def test_a_uniform_load_is_one_everywhere():
-    torch.testing.assert_close(expert_load([routing_by([1, 1, 1, 1]), routing_by([2, 2, 2, 2], top_k=2)]),
-                               torch.ones(2, 4, dtype=torch.float64))
-
-
-def test_a_collapsed_router_has_load_e_at_one_expert():
-    load = expert_load([routing_by([0, 0, 1, 0]), routing_by([1, 0, 0, 0])])
-    torch.testing.assert_close(load, torch.tensor([[0, 0, 4, 0], [4, 0, 0, 0]], dtype=torch.float64))
-
-
-def test_load_is_a_share_and_ignores_rows_without_an_expert():
-    routing = routing_by([1, 3, 2, 0])
-    load = expert_load([routing])
-    torch.testing.assert_close(load, torch.tensor([[2 / 3, 2, 4 / 3, 0]], dtype=torch.float64))
-    dropped = routing._replace(expert_ids=torch.cat([routing.expert_ids, torch.full((50, 1), -1)]))
-    torch.testing.assert_close(expert_load([dropped]), load)
-
-
-def test_a_dense_model_has_no_load():
-    with pytest.raises(UserError, match="no layers"):
-        expert_load([])
 
 
 @pytest.mark.parametrize("layers,names", [(1, ["decoder"]), (3, ["latent block 0", "latent block 1", "decoder"])])

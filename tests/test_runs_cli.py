@@ -22,7 +22,7 @@ from perceiver_moe_diffusion.runs.build import instantiate_node
 from perceiver_moe_diffusion.runs.cli import pmd_evaluate, pmd_sample, pmd_train, sample_images
 from perceiver_moe_diffusion.runs.folder import same_settings
 from perceiver_moe_diffusion.runs.report import RESULT_TITLES, same_data
-from perceiver_moe_diffusion.runs.sweep import SWEEP_COLUMNS, run_job, sweep_jobs, sweep_table
+from perceiver_moe_diffusion.runs.sweep import SWEEP_COLUMNS
 from perceiver_moe_diffusion.runs.train import train
 from perceiver_moe_diffusion.tools.testing import QUICK, changed, quick_config
 from perceiver_moe_diffusion.training.tasks import DiffusionModule
@@ -308,23 +308,6 @@ def test_a_sweep_ends_in_a_row_per_job_and_survives_a_job_that_fails(somewhere, 
     assert sorted(p.name for p in Path("sweep").iterdir()) == ["000-moe.top_k-1-seed-4", "sweep.csv", "sweep.json"]
     assert json.loads(Path("sweep/sweep.json").read_text())["command"].startswith("pmd-train -m ")
     assert "holds a sweep already" in refused(capsys, pmd_train, "-m", "run_dir=sweep")
-
-
-def test_the_jobs_of_a_sweep_are_all_combinations():
-    jobs = sweep_jobs(["moe=mixture,dense", "model.dim=32", "seed=range(0,2)"])
-    combinations = [(moe, seed) for moe in ("mixture", "dense") for seed in ("0", "1")]
-    assert [job.overrides for job in jobs] == [[f"moe={m}", "model.dim=32", f"seed={seed}"] for m, seed in combinations]
-    assert [job.values for job in jobs] == [{"moe": moe, "seed": seed} for moe, seed in combinations]
-    assert sweep_jobs(["seed=3"]) == [(["seed=3"], {})]
-
-
-def test_a_job_that_fails_in_any_way_is_a_row(monkeypatch):
-    def broken(config, overrides):
-        raise RuntimeError("not enough\nmemory")
-    monkeypatch.setitem(run_job.__globals__, "train", broken)
-    row = {"job": 0, "seed": "1", **run_job(quick_config(), [])}
-    assert row["error"] == "RuntimeError: not enough memory"
-    assert sweep_table([row], ["seed"]).splitlines()[1].split() == ["0", "1", "failed"]
 
 
 def test_ctrl_c_stops_a_sweep_and_says_how_to_finish_the_job(somewhere, capsys):
