@@ -13,7 +13,7 @@ import torch
 
 from perceiver_moe_diffusion.compat import keep_memory, silence_lightning, torchvision_error
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.images import cifar10, digits, fashion_mnist, image_folder, mnist
+from perceiver_moe_diffusion.data.images import cifar10, digits, fashion_mnist, mnist
 
 
 def test_keep_memory_can_be_switched_off(monkeypatch):
@@ -31,7 +31,7 @@ def no_torchvision(monkeypatch):
 
 
 def test_without_torchvision_the_message_names_versions_and_cure(no_torchvision, tmp_path):
-    for source in (mnist, fashion_mnist, cifar10, image_folder):
+    for source in (mnist, fashion_mnist, cifar10):
         cure = "(?s)beside torch .*pip install --force-reinstall torch torchvision.*data=digits"
         with pytest.raises(UserError, match=cure) as raised:
             source(str(tmp_path))

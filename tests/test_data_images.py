@@ -5,11 +5,18 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import split_indices
-from perceiver_moe_diffusion.data.images import ImageSet, cifar10, digits, fashion_mnist, image_folder, mnist, resized
+from perceiver_moe_diffusion.data.images import (
+    ImageSet,
+    cifar10,
+    class_counts,
+    describe,
+    digits,
+    fashion_mnist,
+    mnist,
+    resized,
+)
 
 
 def test_images_fill_the_range_and_convert_back_exactly():
@@ -36,6 +43,16 @@ def test_the_digits_are_what_scikit_learn_publishes():
     assert data.pixels.shape == (1797, 1, 8, 8) and data.pixels.dtype == torch.uint8
     assert data.labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert data.official_test == 0 and data.class_names == list("0123456789")
+
+
+def test_a_line_tells_what_a_data_set_holds():
+    assert describe(digits()).startswith("1,797 images, 10 classes (0 178, 1 182, ")
+    assert describe(digits()).endswith("9 180), 8×8 grey")
+    one = ImageSet(torch.zeros(1, 3, 4, 6, dtype=torch.uint8), torch.zeros(1).long(), ["cat"], 256)
+    assert describe(one) == "1 image, 1 class (cat 1), 6×4 RGB"
+    labels, names = torch.arange(13), [f"n{i}" for i in range(13)]
+    assert class_counts(labels, names).endswith("n9 1, and 3 more)")
+    assert "more" not in class_counts(labels[:12], names[:12])
 
 
 def write_idx(path: Path, array: torch.Tensor) -> None:
@@ -124,100 +141,6 @@ def test_damaged_files_are_named(size, tmp_path):
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(UserError, match="The files of MNIST in data.root=.* cannot be read"):
         mnist(str(tmp_path))
-
-
-def draw(shape: str, width: int, height: int) -> Image.Image:
-    "A disc, a square or stripes on a coloured ground, in the middle of a picture of any size."
-    y, x = np.mgrid[:height, :width]
-    x, y = (x - (width - 1) / 2) / min(width, height), (y - (height - 1) / 2) / min(width, height)
-    shapes = {"disc": x**2 + y**2 < 0.1, "square": np.maximum(abs(x), abs(y)) < 0.25, "stripes": np.sin(20 * x) > 0}
-    inside = shapes[shape][..., None]
-    return Image.fromarray(np.where(inside, (240, 200, 40), (30, 60, 160)).astype(np.uint8))
-
-
-def write_pictures(root: Path, sizes: list[tuple[int, int]], suffix: str = ".png") -> None:
-    "One folder per shape, one picture per size."
-    for shape in ("disc", "square", "stripes"):
-        (root / shape).mkdir(parents=True, exist_ok=True)
-        for width, height in sizes:
-            draw(shape, width, height).save(root / shape / f"{width}x{height}{suffix}")
-
-
-def test_a_folder_of_class_folders_becomes_an_image_set(tmp_path):
-    write_pictures(tmp_path, sizes=[(60, 40), (30, 90), (32, 32)])
-    data = image_folder(str(tmp_path), image_size=32)
-    assert data.pixels.shape == (9, 3, 32, 32) and data.pixels.dtype == torch.uint8 and data.levels == 256
-    assert data.class_names == ["disc", "square", "stripes"] and data.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    grey = image_folder(str(tmp_path), image_size=8, channels=1)
-    assert grey.pixels.shape == (9, 1, 8, 8)
-
-
-def test_an_image_of_the_right_size_is_read_exactly(tmp_path):
-    pixels = np.random.default_rng(0).integers(256, size=(2, 12, 12, 3), dtype=np.uint8)
-    (tmp_path / "noise").mkdir()
-    for name, image in zip("ab", pixels):
-        Image.fromarray(image).save(tmp_path / "noise" / f"{name}.png")
-    np.testing.assert_array_equal(image_folder(str(tmp_path), image_size=12).pixels.permute(0, 2, 3, 1), pixels)
-
-
-def test_folders_train_and_test_keep_the_official_test_images(tmp_path):
-    for part in ("train", "test"):
-        (tmp_path / part).mkdir()
-        write_pictures(tmp_path / part, sizes=[(8 + i, 8) for i in range(6 if part == "train" else 2)])
-    data = image_folder(str(tmp_path), image_size=8)
-    assert len(data.labels) == 24 and data.official_test == 6
-    train, val, test = split_indices(data, 0.2, 0.5, seed=0)
-    assert test.tolist() == list(range(18, 24)) and len(train) + len(val) == 18
-    (tmp_path / "test" / "disc").rename(tmp_path / "test" / "ball")
-    with pytest.raises(UserError, match="classes ball, square, stripes .* disc, square, stripes"):
-        image_folder(str(tmp_path), image_size=8)
-
-
-def test_the_middle_square_is_kept(tmp_path):
-    (tmp_path / "one").mkdir()
-    wide = np.zeros((10, 30, 3), np.uint8)
-    wide[:, 10:20] = 255  # white in the middle third, which is the middle square
-    Image.fromarray(wide).save(tmp_path / "one" / "wide.png")
-    assert image_folder(str(tmp_path), image_size=10).pixels.min() == 255
-
-
-@pytest.mark.parametrize("options, message", [
-    (dict(root=None), "data.root=None"), (dict(root="no/such/folder"), "data.root=no/such/folder"),
-    (dict(image_size=0), "data.image_size=0"), (dict(image_size=8.5), "data.image_size=8.5"),
-    (dict(image_size="big"), "data.image_size=big"), (dict(channels=2), "data.channels=2.*1 .grey. or 3"),
-])
-def test_a_wrong_option_of_a_folder_is_explained(options, message, tmp_path):
-    write_pictures(tmp_path, sizes=[(8, 8)])
-    with pytest.raises(UserError, match=message):
-        image_folder(**{"root": str(tmp_path), **options})
-
-
-@pytest.mark.parametrize("make", [lambda root: None, lambda root: (root / "cat").mkdir(),
-                                  lambda root: (write_pictures(root, [(8, 8)]), (root / "empty").mkdir())],
-                         ids=["nothing", "class without images", "one empty class"])
-def test_an_empty_folder_is_explained(make, tmp_path):
-    make(tmp_path)
-    with pytest.raises(UserError, match=r"holds no images.*ROOT/cat/1.png"):
-        image_folder(str(tmp_path))
-
-
-@pytest.mark.parametrize("damage", [lambda raw: b"not an image", lambda raw: raw[:len(raw) // 2], lambda raw: b""],
-                         ids=["text", "half", "empty"])
-def test_a_broken_image_is_named(damage, tmp_path):
-    write_pictures(tmp_path, sizes=[(40, 40)])
-    broken = tmp_path / "square" / "40x40.png"
-    broken.write_bytes(damage(broken.read_bytes()))
-    with pytest.raises(UserError, match="square.40x40.png cannot be read as an image"):
-        image_folder(str(tmp_path))
-
-
-def test_a_folder_is_read_once_and_again_when_it_has_changed(tmp_path):
-    write_pictures(tmp_path, sizes=[(8, 8)] * 3)
-    first = image_folder(str(tmp_path), 8, 3)
-    assert image_folder(str(tmp_path), 8, 3) is first and image_folder(str(tmp_path), 4, 3).shape == (3, 4, 4)
-    file = sorted(path for path in tmp_path.rglob("*") if path.is_file())[0]
-    file.with_name("another" + file.suffix).write_bytes(file.read_bytes())
-    assert len(image_folder(str(tmp_path), 8, 3).labels) == len(first.labels) + 1
 
 
 def test_a_smaller_pixel_is_the_mean_of_what_it_covers():

@@ -50,16 +50,16 @@ def split_indices(
     try:
         if data.official_test:
             rest, test = rest[:-data.official_test], rest[-data.official_test:]
-        else:
-            rest, test = train_test_split(rest, test_size=test_fraction, stratify=labels, random_state=seed)
-        if data.official_val:
-            train, val = rest[:-data.official_val], rest[-data.official_val:]
-        else:
-            train, val = train_test_split(rest, test_size=val_fraction, stratify=labels[rest], random_state=seed)
+        if data.official_val:  # before a test set is drawn, which takes from anywhere
+            rest, val = rest[:-data.official_val], rest[-data.official_val:]
+        if not data.official_test:
+            rest, test = train_test_split(rest, test_size=test_fraction, stratify=labels[rest], random_state=seed)
+        if not data.official_val:
+            rest, val = train_test_split(rest, test_size=val_fraction, stratify=labels[rest], random_state=seed)
     except ValueError as error:
         raise UserError(f"{len(labels)} images of {len(data.class_names)} classes cannot be split ({error}). "
                         "Each class needs at least 3 images, and each part at least one image per class.") from error
-    return tuple(torch.from_numpy(np.sort(index)) for index in (train, val, test))
+    return tuple(torch.from_numpy(np.sort(index)) for index in (rest, val, test))
 
 # %% ../../nbs/41_batches.ipynb #a0950d6f
 def subsample_per_class(
