@@ -111,7 +111,7 @@ def test_a_wrong_option_of_a_folder_is_explained(options, message, tmp_path):
 @pytest.mark.parametrize("make", [
     lambda root: None, lambda root: (root / "cat").mkdir(), lambda root: (root / "cat.png").write_bytes(b"?"),
     lambda root: (write_pictures(root, [(8, 8)]), (root / "empty").mkdir()),
-    lambda root: ((root / "cat" / ".old").mkdir(parents=True), draw("disc", 9, 9).save(root / "cat" / ".old" / "1.png")),
+    lambda root: ((root / "cat" / ".o").mkdir(parents=True), draw("disc", 9, 9).save(root / "cat" / ".o" / "1.png")),
 ], ids=["nothing", "class without images", "images without class", "one empty class", "all hidden"])
 def test_an_empty_folder_is_explained(make, tmp_path):
     make(tmp_path)
@@ -419,34 +419,41 @@ BROKEN = st.one_of(st.binary(max_size=30).map(lambda raw: (raw, None)),
                    FILES.map(lambda made: (made[0][:len(made[0]) // 3], None)))
 SPLIT_WORDS = {"train": "train", "Training": "train", "val": "validation", "VALID": "validation", "test": "test"}
 IGNORED = [".git", "__MACOSX", ".ipynb_checkpoints", "@eaDir"]
-FOLDER_NAMES = st.sampled_from(["cat", "dog", "0", "2", "10", "Ä b", *IGNORED])
-IMAGE_NAMES = st.sampled_from(["1.png", "2.PNG", "3.jpg", "a b.tif", "ü.webp", "x.gif", "._1.png", ".h.png"])
-OTHER_NAMES = st.sampled_from(["notes.txt", "Thumbs.db", "README", "data.csv"])
+CLASSES = st.sampled_from(["cat", "dog", "0", "2", "10", "Ä b"])
+HIDDEN_FOLDERS = st.sampled_from(IGNORED)
+IMAGES = st.sampled_from(["1.png", "2.PNG", "3.jpg", "a b.tif", "ü.webp", "x.gif"])
+OTHERS = st.sampled_from(["notes.txt", "Thumbs.db", "README", "data.csv", "._1.png", ".h.png"])
 
 
-def files(broken: bool, least: int = 0):
+def together(*parts):
+    "Dictionaries that are drawn one by one, as one."
+    return st.builds(lambda *drawn: {name: inside for part in drawn for name, inside in part.items()}, *parts)
+
+
+def contents(broken: bool, least: int = 1):
     "Files of a folder: name -> (content, what it is read as); None for what is broken."
-    kinds = st.one_of(FILES, FILES, FILES, BROKEN) if broken else FILES
-    images = st.dictionaries(IMAGE_NAMES, kinds, min_size=least, max_size=3)
-    return st.builds(lambda images, others: images | others, images, st.dictionaries(OTHER_NAMES, BROKEN, max_size=1))
+    kinds = st.one_of(*[FILES] * 7, BROKEN) if broken else FILES
+    images = st.dictionaries(IMAGES, kinds, min_size=least, max_size=3)
+    return together(images, st.dictionaries(OTHERS, BROKEN, max_size=1))
 
 
-def tree(broken: bool, least: int):
-    "Class folders, some with folders inside."
-    one = st.builds(lambda here, below: here | below, files(broken, least),
-                    st.dictionaries(FOLDER_NAMES, files(broken), max_size=1))
-    return st.dictionaries(FOLDER_NAMES, one, min_size=least, max_size=3)
+def class_tree(broken: bool, least: int = 1):
+    "Class folders, some with folders inside, and what is passed over."
+    below = st.dictionaries(st.one_of(CLASSES, HIDDEN_FOLDERS), contents(broken, 0), max_size=1)
+    return together(st.dictionaries(CLASSES, together(contents(broken, least), below), min_size=least, max_size=3),
+                    st.dictionaries(HIDDEN_FOLDERS, contents(True, 0), max_size=1))
 
 
-def with_splits(broken: bool):
-    "The same classes in several splits, now and then with something beside them."
-    return st.builds(lambda names, inside, beside: dict.fromkeys(names, inside) | beside,
-                     st.lists(st.sampled_from(list(SPLIT_WORDS)), unique=True, min_size=1, max_size=3), tree(broken, 1),
-                     st.one_of(st.just({}), st.just({}), files(broken), tree(broken, 0)))
+def split_tree(broken: bool):
+    "The same classes in several splits, with others now and then, or with something beside them."
+    others = st.lists(st.sampled_from(list(SPLIT_WORDS)), unique=True, min_size=1, max_size=3)
+    names = st.one_of(others, st.sampled_from([["train", "val"], ["Training", "test"], ["train", "VALID", "test"]]))
+    beside = st.one_of(*[st.just({})] * 3, contents(broken), class_tree(broken, 0)) if broken else st.just({})
+    return together(st.builds(dict.fromkeys, names, class_tree(broken)), beside)
 
 
-TREES = st.one_of(tree(False, 1), tree(True, 0), with_splits(False), with_splits(True), st.builds(
-    lambda a, b: a | b, tree(True, 0), files(True)))
+TREES = st.one_of(class_tree(False), class_tree(True, 0), split_tree(False), split_tree(True),
+                  together(class_tree(True), contents(True)))
 
 
 def write_tree(folder: Path, content: dict) -> None:

@@ -15,9 +15,9 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from ..core import UserError, one_line
 
-# %% ../../nbs/47_image_files.ipynb #c5118f6e
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif", ".tiff",
-                      ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"})
+# %% ../../nbs/47_image_files.ipynb #5a45f631
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif",
+                      ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"})
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
