@@ -8,7 +8,16 @@ import pytest
 from PIL import Image, ImageDraw, PngImagePlugin, UnidentifiedImageError
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.image_files import decode, middle_square, parse_colour, read_image, scale_to_bytes
+from perceiver_moe_diffusion.data.image_files import (
+    decode,
+    middle_square,
+    parse_colour,
+    read_image,
+    read_images,
+    refuse_faults,
+    scale_to_bytes,
+    some_of,
+)
 
 
 @pytest.mark.parametrize("mode, stored, top", [
@@ -327,3 +336,24 @@ def test_a_ground(given, colour):
 def test_a_wrong_ground_is_explained(given):
     with pytest.raises(UserError, match="data.dataset.background=.*name of a colour"):
         parse_colour(given)
+
+
+def test_a_broken_file_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    from perceiver_moe_diffusion.data import image_files
+    paths = [f"{number}.png" for number in range(30)]
+    for number, path in enumerate(paths):
+        Image.new("L", (5, 4), 8 * number).save(tmp_path / path)
+    for broken in (3, 17):
+        (tmp_path / paths[broken]).write_bytes(b"?")
+    pictures = read_images(str(tmp_path), paths, 4, 1, (255, 255, 255))
+    assert [path for path, _ in pictures.faults] == ["3.png", "17.png"] and capsys.readouterr().err == ""
+    assert all((pictures.pixels[number] == 8 * number).all() for number in range(30) if number not in (3, 17))
+    with pytest.raises(UserError, match="holds 2 files that cannot be read as an image: 17.png .* 3.png .*remove them"):
+        refuse_faults("root", pictures.faults)
+    monkeypatch.setattr(image_files, "MANY", 30)
+    image_files.read_images(str(tmp_path), paths, 4, 1, (255, 255, 255))
+    assert "reading images" in capsys.readouterr().err
+
+
+def test_a_long_list_is_cut():
+    assert some_of("abc") == "a, b, c" and some_of("abc", 2) == "a, b and 1 more"

@@ -16,16 +16,16 @@ from PIL import Image
 
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.batches import split_indices
-from perceiver_moe_diffusion.data.image_folders import class_order, image_folder, load_listing
+from perceiver_moe_diffusion.data.image_folders import by_number, image_folder, load_listing
 
 
 @pytest.mark.parametrize("names, expected", [
     ("0 1 10 11 2", "0 1 2 10 11"), ("010 9 1", "1 9 010"), ("dog cat", "cat dog"), ("b 10 a 9", "9 10 a b"),
     ("v10 v9", "v10 v9"),
-    ("² 1", "1 ²"), ("B a", "B a"),
+    ("² 1", "1 ²"), ("B a", "B a"), ("5 -3 +1 -", "-3 +1 5 -"),
 ])
 def test_whole_numbers_stand_in_their_order_and_names_by_name(names, expected):
-    assert sorted(names.split(), key=class_order) == expected.split()
+    assert sorted(names.split(), key=by_number) == expected.split()
 
 
 def draw(shape: str, width: int, height: int) -> Image.Image:
@@ -101,6 +101,7 @@ def test_the_middle_square_is_kept(tmp_path):
     (dict(image_size=0), "data.dataset.image_size=0"), (dict(image_size=8.5), "data.dataset.image_size=8.5"),
     (dict(image_size="big"), "image_size=big"), (dict(channels=2), "data.dataset.channels=2.*1 .grey. or 3"),
     (dict(background="wite"), "data.dataset.background=wite"), (dict(cache=3), "data.dataset.cache=3"),
+    (dict(class_order="size"), "data.dataset.class_order=size.*numbers or text"),
 ])
 def test_a_wrong_option_of_a_folder_is_explained(options, message, tmp_path):
     write_pictures(tmp_path, sizes=[(8, 8)])
@@ -135,6 +136,9 @@ def test_many_classes_are_told_in_short(tmp_path):
     assert data.class_names == [str(number) for number in range(40)]
     assert data.pixels[:, 0, 0, 0].tolist() == list(range(40))
     assert data.about.startswith("40 images, 40 classes (0 1, 1 1, 2 1, ") and "and 30 more" in data.about
+    old = image_folder(str(tmp_path), 4, 1, class_order="text")  # as old runs have them
+    assert old.class_names == sorted(data.class_names) and old.class_names[2] == "10"
+    assert old.pixels[:, 0, 0, 0].tolist() == [int(name) for name in old.class_names]
 
 
 @pytest.mark.parametrize("names", [

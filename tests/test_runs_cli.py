@@ -21,6 +21,7 @@ from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import instantiate_node
 from perceiver_moe_diffusion.runs.cli import pmd_evaluate, pmd_sample, pmd_train, sample_images
 from perceiver_moe_diffusion.runs.folder import same_settings
+from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.report import RESULT_TITLES, same_data
 from perceiver_moe_diffusion.runs.sweep import SWEEP_COLUMNS
 from perceiver_moe_diffusion.runs.train import train
@@ -103,6 +104,39 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(occupied, where, value, s
     with pytest.raises(UserError) as error:
         train(changed({where: value}))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_data_are_checked_without_a_training(somewhere, capsys):
+    from PIL import Image as Picture
+    for number, part in enumerate(["train", "train", "train", "val", "val"]):
+        for name, colour in (("cat", 200), ("dog", 90)):
+            (somewhere / "pets" / part / name).mkdir(parents=True, exist_ok=True)
+            Picture.new("L", (9, 9), colour + number).save(somewhere / "pets" / part / name / f"{number}.png")
+    (somewhere / "pets" / "notes.txt").write_text("mine")
+    folder = ["data=image_folder", "data.root=pets", "data.test_fraction=0.4"]
+    status, out, err = typed_in(capsys, pmd_train, *folder, "--check")
+    assert status == 0 and err == "", err
+    assert out.splitlines()[0] == ("10 images, 2 classes (cat 5, dog 5), 32×32 RGB; validation: folder val; "
+                                   "passed over: 1 .txt")
+    assert {path.name for path in somewhere.iterdir()} == {"pets", "runs", "check.png"}
+    assert [path.name for path in (somewhere / "runs").iterdir()] == [".cache"], "no run was begun"
+    (somewhere / "pets" / "val" / "dog" / "3.png").write_bytes(b"")
+    (somewhere / "pets" / "train" / "cat" / "0.png").write_bytes(b"?")
+    line = refused(capsys, pmd_train, *folder, "--check")
+    assert "holds 2 files that cannot be read as an image: train/cat/0.png" in line and "val/dog/3.png" in line
+    assert "one of the two" in refused(capsys, pmd_train, "--check", "-m", "seed=0,1")
+
+
+def test_the_line_about_a_folder_is_printed_before_its_training(somewhere, capsys):
+    from PIL import Image as Picture
+    for number in range(12):
+        for name, colour in (("cat", 200), ("dog", 90)):
+            (somewhere / "pets" / name).mkdir(parents=True, exist_ok=True)
+            Picture.new("L", (9, 9), colour + number).save(somewhere / "pets" / name / f"{number}.png")
+    with contextlib.suppress(UserError):  # so few images are trained on, and may be too few to be judged
+        train(load_config([*QUICK, "data=image_folder", "data.root=pets", "data.dataset.image_size=8",
+                           "data.batch_size=4", "trainer.max_steps=2", "run_dir=run"]))
+    assert capsys.readouterr().out.splitlines()[0] == "24 images, 2 classes (cat 12, dog 12), 8×8 RGB"
 
 
 def test_a_run_folder_is_complete(finished):

@@ -17,6 +17,7 @@ from perceiver_moe_diffusion.tools.benchmarks import (
     FIRST_PICTURE,
     STEP_WITH_MEMORY,
     ShortestPerceiver,
+    bench_folder,
     bench_startup,
     pmd_bench,
     run_python,
@@ -85,6 +86,12 @@ def test_drawing_a_digit_needs_neither_lightning_nor_a_drawing_library():
     loaded = set(run_python(f"{DRAW_A_DIGIT}\nimport sys\nprint(*sys.modules)").split())
     assert not loaded & {"lightning", "hydra", "matplotlib", "sklearn", "scipy", "torchvision", "torchmetrics"}
     assert {"torch", "safetensors"} <= loaded
+
+
+def test_a_folder_is_opened_twice():
+    rows = bench_folder(rounds=1, images=40)
+    assert [row["target"] for row in rows] == [60, 3] and [row["name"][-5:] for row in rows] == ["first", "again"]
+    assert all(0 < row["value"] < 60 and row["note"].startswith("40 images") for row in rows)
 
 
 @pytest.mark.parametrize("arguments", [["only=everything"], ["rounds=0"], ["fast"], ["json=no/such/folder/x.json"]])

@@ -5,13 +5,18 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/47_image_files.ipynb #d3c590b5
+# %% ../../nbs/47_image_files.ipynb #75a3c858
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
 
 from ..core import UserError, one_line
 
@@ -170,3 +175,57 @@ def why_unreadable(error: Exception) -> str:
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return str(error)
     return one_line(error)
+
+# %% ../../nbs/47_image_files.ipynb #111769c5
+MANY = 2000  # files that take long enough for a progress bar
+
+
+class Pictures(NamedTuple):
+    "The pixels of a folder, before it is known that all is well."
+    pixels: np.ndarray                    # [N, C, size, size] uint8
+    animated: int                         # how many files hold more than their first frame
+    faults: tuple[tuple[str, str], ...]   # (where, why it cannot be read)
+
+
+def read_images(
+    root: str,
+    paths: Sequence[str],          # below the root
+    size: int,                     # pixels a side
+    channels: int,
+    ground: tuple[int, int, int],  # the background colour
+) -> Pictures:
+    "Read image files in parallel (thread pool); none of them stops the others."
+    pixels = np.empty((len(paths), channels, size, size), dtype=np.uint8)
+    readable_formats()  # plugins are imported here, and not by several threads at once
+
+    def read(number: int) -> tuple[bool, str]:
+        path = os.path.join(root, paths[number])
+        try:
+            pixels[number], more = read_image(path, size, channels, ground)
+            return more, ""
+        except Exception as error:  # decoders raise whatever comes to their mind
+            return False, why_unreadable(error)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # large pictures, odd metadata: what cannot be read is told by its name
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            told = list(tqdm(pool.map(read, range(len(pixels))), "reading images", len(pixels), unit=" images",
+                             disable=len(pixels) < MANY, leave=False))
+    faults = tuple((path, why) for path, (_, why) in zip(paths, told) if why)
+    return Pictures(pixels, sum(more for more, _ in told), faults)
+
+
+def some_of(names: Iterable[str], most: int = 10) -> str:
+    "A list in a sentence: the first few names, and how many more there are."
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def refuse_faults(root: str, faults: Sequence[tuple[str, str]]) -> None:
+    "Refuse a folder with what cannot be read in it: all of it in one sentence."
+    if faults:
+        printable = lambda path: os.fsencode(path).decode(errors="replace")
+        named = some_of([f"{printable(path)} ({why})" for path, why in sorted(faults)])
+        what = "1 file that cannot" if len(faults) == 1 else f"{len(faults):,} files that cannot"
+        raise UserError(f"data.root={root} holds {what} be read as an image: {named}. Mend, replace or remove "
+                        f"{'it' if len(faults) == 1 else 'them'}.")

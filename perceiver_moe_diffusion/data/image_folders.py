@@ -5,33 +5,32 @@
 # %% auto #0
 __all__ = ['image_folder']
 
-# %% ../../nbs/48_image_folders.ipynb #2ebb932b
+# %% ../../nbs/48_image_folders.ipynb #29b6545c
 import hashlib
 import os
+import re
 import stat
-import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import PIL
 import torch
-from tqdm.auto import tqdm
 
 from ..core import UserError, atomic_write, require
 from perceiver_moe_diffusion.data.image_files import (
     SUFFIXES,
+    Pictures,
     parse_colour,
-    read_image,
-    readable_formats,
-    why_unreadable,
+    read_images,
+    refuse_faults,
+    some_of,
 )
 from .images import ImageSet, describe
 
@@ -135,17 +134,11 @@ def images_below(
         files += images
     return sorted(files, key=lambda file: os.path.split(file.path))
 
-# %% ../../nbs/48_image_folders.ipynb #86f3f625
+# %% ../../nbs/48_image_folders.ipynb #19eee82d
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
           "dev": "validation", "test": "test", "testing": "test"}
 LAYOUT = ("ROOT/cat/1.png and so on; or ROOT/train/cat/1.png, with ROOT/val/cat and ROOT/test/cat of the same classes, "
           "or one of these")
-
-
-def some_of(names: Iterable[str], most: int = 10) -> str:
-    "A list in a sentence: the first few names, and how many more there are."
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def find_splits(
@@ -171,26 +164,30 @@ def find_splits(
     return {role: folder for folder, role in roles.items()}
 
 
-def class_order(name: str) -> tuple[bool, int, str]:
+def by_number(name: str) -> tuple[bool, int, str]:
     "Sort key (natural order) of class names: whole numbers as numbers, then names."
-    is_number = name.isascii() and name.isdigit()
+    is_number = re.fullmatch(r"[+-]?[0-9]+", name) is not None
     return not is_number, int(name) if is_number else 0, name
 
 
+CLASS_ORDERS: dict[str, Callable[[str], Any]] = {"numbers": by_number, "text": str}
+
+
 def class_folders(
-    root: Path,
     folders: Sequence[Path],  # in the root, or in a split
+    class_order: str,
 ) -> dict[str, Path]:         # class name -> folder, in the order of the classes
     "The class folders of a split; splits inside of a class are refused."
     for folder in folders:
-        inside = [below.name for below in list_folder(folder, Findings(root))[0] if below.name.lower() in SPLITS]
+        inside = [below.name for below in list_folder(folder, Findings(folder))[0] if below.name.lower() in SPLITS]
         nearer = f"Or is it data.root={folder}?" if len(folders) == 1 else ""
         require(not inside, f"{folder}, a class with {some_of(inside)} in it,", LAYOUT, nearer)
         allowed = "a name that can be printed"
         require(folder.name.isprintable(), f"the class name {folder.name!a}", allowed, "Rename the folder.")
-    return {folder.name: folder for folder in sorted(folders, key=lambda folder: class_order(folder.name))}
+    key = CLASS_ORDERS[class_order]
+    return {folder.name: folder for folder in sorted(folders, key=lambda folder: key(folder.name))}
 
-# %% ../../nbs/48_image_folders.ipynb #6efbd4c5
+# %% ../../nbs/48_image_folders.ipynb #0bf08f1f
 class Listing(NamedTuple):
     "A folder of images as it was found: training images first, then validation, then test."
     root: str
@@ -202,91 +199,55 @@ class Listing(NamedTuple):
     faults: tuple[tuple[str, str], ...]     # (where, why it cannot be read)
 
 
-def list_images(root: Path) -> Listing:
-    "Find splits, classes and images in a folder (image folder, one folder per class)."
-    found = Findings(root)
+def find_classes(
+    root: Path,
+    class_order: str,
+    found: Findings,
+) -> dict[str, tuple[str, dict[str, Path]]]:  # role -> (folder of the split, class name -> folder), train first
+    "Find the splits in a folder and the class folders in each; all splits have the same classes."
     folders, loose = list_folder(root, found)
-    parts = find_splits(root, folders) or {"train": root}
-    classes: dict[str, dict[str, Path]] = {}
-    for role in filter(parts.get, ("train", "validation", "test")):
-        inside = folders
-        if parts[role] != root:
+    parts = find_splits(root, folders)
+    classes: dict[str, tuple[str, dict[str, Path]]] = {}
+    for role in ("train", "validation", "test"):
+        if role in parts:
             inside, beside = list_folder(parts[role], found)
             loose += beside
-        classes[role] = class_folders(root, inside)
+            classes[role] = (parts[role].name, class_folders(inside, class_order))
+    classes = classes or {"train": ("", class_folders(folders, class_order))}
     found.passed.update({"outside the class folders": len(loose)} if loose else {})
-    names = list(classes["train"])
-    for role, folders_of in classes.items():
-        require(list(folders_of) == names, f"{parts[role]} with the classes {some_of(folders_of)}",
-                f"those of {parts['train'].name}: {some_of(names)}")
-    files, labels, counts, empty = [], [], {}, []
-    for role, folders_of in classes.items():
+    for name, own in classes.values():
+        names = list(classes["train"][1])
+        require(list(own) == names, f"{root / name} with the classes {some_of(own)}",
+                f"those of {classes['train'][0]}: {some_of(names)}")
+    return classes
+
+
+def list_images(root: Path, class_order: str) -> Listing:
+    "Find splits, classes and images in a folder (image folder, one folder per class)."
+    found = Findings(root)
+    classes = find_classes(root, class_order, found)
+    files: list[StoredFile] = []
+    labels, splits, empty = [], [], []
+    for role, (name, folders) in classes.items():
         started = len(files)
-        for label, folder in enumerate(folders_of.values()):
+        for label, folder in enumerate(folders.values()):
             images = images_below(folder, found)
             files += images
             labels += [label] * len(images)
             empty += [] if images else [os.path.relpath(folder, root)]
-        counts[role] = len(files) - started
+        splits.append((role, name, len(files) - started))
     passed = tuple(sorted(found.passed.items(), key=lambda item: (-item[1], item[0])))
     if not found.faults and (empty or not files):
         raise UserError(f"data.root={root} holds no images{' in ' + some_of(empty) if empty else ''}"
                         f"{' (passed over: ' + passed_over(passed) + ')' if passed else ''}. "
                         "Put the images of each class into a folder of its own: ROOT/cat/1.png, ROOT/dog/1.png.")
-    given = tuple((role, parts[role].name, counts[role]) for role in classes if role != "train")
-    return Listing(str(root), tuple(names), tuple(files), tuple(labels), given, passed, tuple(found.faults))
+    return Listing(str(root), tuple(classes["train"][1]), tuple(files), tuple(labels), tuple(splits[1:]), passed,
+                   tuple(found.faults))
 
 
 def passed_over(passed: Sequence[tuple[str, int]]) -> str:
     "What was passed over, as part of a line: `2 .txt, 1 hidden`."
     return some_of([f"{number:,} {kind}" for kind, number in passed], 8)
-
-# %% ../../nbs/48_image_folders.ipynb #a03634a9
-MANY = 2000  # files that take long enough for a progress bar
-
-
-class Pictures(NamedTuple):
-    "The pixels of a folder, before it is known that all is well."
-    pixels: np.ndarray                    # [N, C, size, size] uint8
-    animated: int                         # how many files hold more than their first frame
-    faults: tuple[tuple[str, str], ...]   # (where, why it cannot be read)
-
-
-def read_images(
-    listing: Listing,
-    size: int,                     # pixels a side
-    channels: int,
-    ground: tuple[int, int, int],  # the background colour
-) -> Pictures:
-    "Read image files in parallel (thread pool); none of them stops the others."
-    pixels = np.empty((len(listing.files), channels, size, size), dtype=np.uint8)
-    readable_formats()  # plugins are imported here, and not by several threads at once
-
-    def read(number: int) -> tuple[bool, str]:
-        path = os.path.join(listing.root, listing.files[number].path)
-        try:
-            pixels[number], more = read_image(path, size, channels, ground)
-            return more, ""
-        except Exception as error:  # decoders raise whatever comes to their mind
-            return False, why_unreadable(error)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # large pictures, odd metadata: what cannot be read is told by its name
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            told = list(tqdm(pool.map(read, range(len(pixels))), "reading images", len(pixels), unit=" images",
-                             disable=len(pixels) < MANY, leave=False))
-    faults = tuple((file.path, why) for file, (_, why) in zip(listing.files, told) if why)
-    return Pictures(pixels, sum(more for more, _ in told), faults)
-
-
-def refuse_faults(root: str, faults: Sequence[tuple[str, str]]) -> None:
-    "Refuse a folder with what cannot be read in it: all of it in one sentence."
-    if faults:
-        printable = lambda path: os.fsencode(path).decode(errors="replace")
-        named = some_of([f"{printable(path)} ({why})" for path, why in sorted(faults)])
-        what = "1 file that cannot" if len(faults) == 1 else f"{len(faults):,} files that cannot"
-        raise UserError(f"data.root={root} holds {what} be read as an image: {named}. Mend, replace or remove "
-                        f"{'it' if len(faults) == 1 else 'them'}.")
 
 # %% ../../nbs/48_image_folders.ipynb #2b88e8be
 CACHE_FORMAT = 1
@@ -326,7 +287,7 @@ def save_cache(path: Path, key: str, pictures: Pictures) -> str:  # a remark, or
         return f"not kept for the next run: {path.parent} cannot be written ({error.strerror or error})"
     return ""
 
-# %% ../../nbs/48_image_folders.ipynb #235d30e4
+# %% ../../nbs/48_image_folders.ipynb #f8e685b4
 @lru_cache(maxsize=1)  # a sweep asks for the same folder once per run
 def load_listing(
     listing: Listing,
@@ -343,7 +304,7 @@ def load_listing(
     if where is not None and not listing.faults:
         pictures = load_cache(where, key, shape)
     if pictures is None:
-        pictures = read_images(listing, size, channels, ground)
+        pictures = read_images(listing.root, [file.path for file in listing.files], size, channels, ground)
         refuse_faults(listing.root, [*listing.faults, *pictures.faults])
         remark = save_cache(where, key, pictures) if where is not None else ""
     same = len(pictures.pixels) > 1 and all(np.array_equal(image, pictures.pixels[0]) for image in pictures.pixels)
@@ -357,13 +318,14 @@ def load_listing(
              f"passed over: {passed_over(listing.passed)}" if listing.passed else "", remark]
     return data._replace(about="; ".join(filter(None, parts)))
 
-# %% ../../nbs/48_image_folders.ipynb #4df58450
+# %% ../../nbs/48_image_folders.ipynb #42db8d80
 def image_folder(
     root: str | None,                            # a folder with one folder of images per class
     image_size: int = 32,                        # images are resized and cropped to this many pixels a side
     channels: int = 3,                           # 3: RGB, 1: grey
     background: str | Sequence[int] = "white",   # what shows through transparent pictures: a colour's name or [r, g, b]
     cache: str | None = None,                    # folder where the pixels are kept for the next run; None: nowhere
+    class_order: str = "numbers",                # whole numbers as numbers; or "text", as up to 0.4.0: 0, 1, 10, 11, 2
 ) -> ImageSet:                                   # [N, channels, image_size, image_size], 256 levels
     "An image folder: one folder of images per class, perhaps inside of `train`, `val` and `test`."
     folder = Path() if root is None else Path(root).expanduser()
@@ -373,4 +335,5 @@ def image_folder(
     require(whole, f"data.dataset.image_size={image_size}", "a whole number, 1 or more")
     require(channels in (1, 3), f"data.dataset.channels={channels}", "1 (grey) or 3 (RGB)")
     require(cache is None or isinstance(cache, str), f"data.dataset.cache={cache}", "a folder, or null for none")
-    return load_listing(list_images(folder), image_size, channels, parse_colour(background), cache)
+    require(class_order in CLASS_ORDERS, f"data.dataset.class_order={class_order}", " or ".join(CLASS_ORDERS))
+    return load_listing(list_images(folder, class_order), image_size, channels, parse_colour(background), cache)

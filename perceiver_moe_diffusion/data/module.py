@@ -54,6 +54,11 @@ class DataModule:
         "Number of classes."
         return len(self.examples.class_names)
 
+    @property
+    def about(self) -> str:
+        "A line about the data, of a data set that found out by looking; else empty."
+        return getattr(self.examples, "about", "")
+
     def split(self, name: str) -> tuple[Any, torch.Tensor]:
         "All examples of a split, train, val or test: (inputs [n, …], labels [n]); images are [n, C, H, W] in [−1, 1]."
         require(name in ("train", "val", "test"), f"split {name!r}", "train, val or test")

@@ -18,7 +18,7 @@ from ..core import UserError, process_rank, require
 from ..image_grid import save_images
 from ..pipelines.files import from_pretrained, load_pipeline, pretrained_folders
 from ..pipelines.generate import GeneratorPipeline
-from .build import instantiate_node
+from .build import check_data, instantiate_node
 from .folder import check_writable, to_container
 from .overrides import load_config
 
@@ -62,14 +62,15 @@ Action = Callable[[DictConfig, Sequence[str]], object]  # action(config, overrid
 Multirun = Callable[[Sequence[str]], object]        # multirun(overrides), for -m
 
 
-def help_text(name: str, config_name: str, about: str, multirun: bool) -> str:
+def help_text(name: str, config_name: str, about: str, multirun: bool, check: bool = False) -> str:
     "Help text: usage, options, and the root file of the command, which is short, commented YAML."
     lines = [
         f"{name}: {about}",
         "",
-        f"usage: {name} [KEY=VALUE …]{' [-m]' if multirun else ''} [--cfg]",
+        f"usage: {name} [KEY=VALUE …]{' [-m]' if multirun else ''} [--cfg]{' [--check]' if check else ''}",
         "",
         "--cfg  print the configuration and stop",
+        *(["--check  say what was understood of the data, draw some into check.png, and stop"] if check else []),
         *(["-m     run every combination of values, as in seed=0,1"] if multirun else []),
         "",
         f"The settings and their defaults ({name} --cfg shows all):",
@@ -80,25 +81,28 @@ def help_text(name: str, config_name: str, about: str, multirun: bool) -> str:
 
 
 def dispatch_command(
-    name: str, config_name: str, action: Action, about: str, arguments: Sequence[str], multirun: Multirun | None
+    name: str, config_name: str, action: Action, about: str, arguments: Sequence[str], multirun: Multirun | None,
+    check: Action | None = None
 ) -> None:
     "Parse a command line (options and overrides), and do what it asks for."
     options = {a for a in arguments if a.startswith("-")}
     overrides = [a for a in arguments if not a.startswith("-")]
     if options & {"-h", "--help"}:
-        print(help_text(name, config_name, about, multirun is not None))
+        print(help_text(name, config_name, about, multirun is not None, check is not None))
         return
-    allowed = ["--help", "--cfg", *(["-m"] if multirun else [])]
+    allowed = ["--help", "--cfg", *(["-m"] if multirun else []), *(["--check"] if check else [])]
     known = {*allowed, *(["--multirun"] if multirun else [])}
     require(options <= known, f"option {' '.join(sorted(options))}", ", ".join(allowed))
     if multirun and options & {"-m", "--multirun"}:
+        require("--check" not in options, "--check with -m", "one of the two")
         multirun(overrides)
         return
     config = load_config(overrides, config_name)
     if "--cfg" in options:
         print(OmegaConf.to_yaml(config))
         return
-    action(config, overrides)
+    chosen = check if check is not None and "--check" in options else action
+    chosen(config, overrides)
 
 
 def command(
@@ -108,11 +112,12 @@ def command(
     about: str,                              # a line for --help
     arguments: Sequence[str] | None = None,  # None: those of the process
     multirun: Multirun | None = None,
+    check: Action | None = None,             # for --check
 ) -> None:
     "Command-line entry point: a person's mistake is one line and exit status 2, Ctrl-C is status 130."
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        dispatch_command(name, config_name, action, about, given, multirun)
+        dispatch_command(name, config_name, action, about, given, multirun, check)
         return
     except UserError as error:
         message, status = str(error), 2
@@ -132,7 +137,8 @@ def pmd_train(arguments: Sequence[str] | None = None) -> None:
     def multirun(overrides: Sequence[str]) -> None:
         from perceiver_moe_diffusion.runs.sweep import sweep
         sweep(overrides)
-    command("pmd-train", "train", run, "train a guided diffusion model", arguments, multirun)
+    check = lambda config, overrides: check_data(config)
+    command("pmd-train", "train", run, "train a guided diffusion model", arguments, multirun, check)
 
 
 def pmd_sample(arguments: Sequence[str] | None = None) -> None:

@@ -80,7 +80,7 @@ def open_folder(config: DictConfig, folder: Path) -> None:
         write_settings(config, folder)
 
 # %% ../../nbs/84_folder.ipynb #4179f0dc
-RESUME_MAY_CHANGE = ("resume", "run_dir", "checkpoint_every", *(f"trainer.{name}" for name in (
+RESUME_MAY_CHANGE = ("resume", "run_dir", "checkpoint_every", "data.dataset.cache", *(f"trainer.{name}" for name in (
     "devices", "num_nodes", "strategy", "accelerator", "max_time", "log_every_n_steps", "val_check_interval")))
 
 
@@ -96,6 +96,11 @@ def flatten_keys(tree: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 # %% ../../nbs/84_folder.ipynb #5db5dd8a
+ADDED_SETTINGS = {  # data set -> settings that runs of older versions lack, and what such a run did
+    "image_folder": {"data.dataset.background": "white", "data.dataset.class_order": "text"},
+}
+
+
 def saved_settings(folder: Path) -> dict[str, Any]:
     "The settings of a run, from its config.yaml of any format: read as data, nothing in it is resolved or built."
     path = folder / "config.yaml"
@@ -110,7 +115,8 @@ def saved_settings(folder: Path) -> dict[str, Any]:
     require(version <= RUN_FORMAT, f"{path} of format {version}", f"1 to {RUN_FORMAT}",
             "Install the version that wrote it.")
     new_name = lambda name: ".".join(RENAMED_SETTINGS.get(part, part) for part in name.split("."))
-    return {new_name(name): value for name, value in settings.items()}
+    added = ADDED_SETTINGS.get(str(settings.get("data.dataset._target_")).rpartition(".")[2], {})
+    return {**added, **{new_name(name): value for name, value in settings.items()}}
 
 # %% ../../nbs/84_folder.ipynb #ed9c5183
 def comparable(name: str, value: Any) -> Any:

@@ -82,16 +82,22 @@ def results_table(results: dict) -> str:
     return "\n".join(f"{title:<48}{format_number(results[name])}" for title, name in shown)
 
 # %% ../../nbs/87_report.ipynb #ab4348b6
+SAME_DATA_MAY_CHANGE = ("data.root", "data.batch_size", "data.seed", "data.dataset.cache",
+                        "data.dataset.class_order")  # equal names of classes are asked for anyway
+
+
 def same_data(config: DictConfig, pipeline: GeneratorPipeline, data: DataModule, folder: Path) -> None:
     "Guard against data leakage: refuse data other than those that the model was trained on."
     fix = "Give the data settings of the run, for example data=mnist data.root=PATH."
+    if sorted(pipeline.class_names) == sorted(data.examples.class_names):  # 0, 1, 10, 2 … of an older version
+        fix += " Runs of older versions need data.dataset.class_order=text."
     require(pipeline.model.input_shape == data.input_shape and pipeline.class_names == data.examples.class_names,
             f"data with images of {data.input_shape} and classes {', '.join(data.examples.class_names)}",
             f"the data of the run: {pipeline.model.input_shape}, {', '.join(pipeline.class_names)}", fix)
     if (folder / "config.yaml").is_file():  # a model that was passed on may come without it
         saved, now = saved_settings(folder), flatten_keys(to_container(config))
         for name in now:
-            if name.startswith("data.") and name not in ("data.root", "data.batch_size", "data.seed"):
+            if name.startswith("data.") and name not in SAME_DATA_MAY_CHANGE:
                 same = comparable(name, saved.get(name)) == comparable(name, now[name])
                 require(same, f"{name}={now[name]}", f"{saved.get(name)}, as in the run", fix)
 

@@ -41,6 +41,8 @@ def train(
 
     # Fit: from the first step, or from where a stopped run was.
     open_folder(config, folder)
+    if run.data.about and trainer.is_global_zero:
+        print(run.data.about, flush=True)
     seconds = fit(trainer, config, run, folder, stop, overrides)
     if not trainer.is_global_zero:  # of several processes, one speaks for all
         return folder

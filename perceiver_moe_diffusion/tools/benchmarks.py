@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -282,10 +284,43 @@ def bench_startup(rounds: int = 15) -> list[dict]:
                       f"{seconds[name]:.2f} s against {seconds['torch']:.2f} s")
             for name, (title, target) in titles.items()]
 
+# %% ../../nbs/92_benchmarks.ipynb #8b4f2bcf
+OPEN_A_FOLDER = """
+import sys
+import time
+from perceiver_moe_diffusion.data.image_folders import image_folder
+started = time.perf_counter()
+data = image_folder(sys.argv[1], image_size=64, cache=sys.argv[2])
+print(time.perf_counter() - started, len(data.labels))
+"""
+
+
+def write_folder(root: Path, images: int) -> None:
+    "A folder of smooth random pictures of 64×64 pixels in ten classes, PNG and JPEG in turns."
+    rng = np.random.default_rng(0)
+    for number in range(images):
+        path = root / f"class {number % 10}" / f"{number}{('.png', '.jpg')[number // 10 % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8))
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(path)
+
+
+def bench_folder(rounds: int = 15, images: int = 20_000) -> list[dict]:
+    "Opening an image folder of 64×64: the first time, and again from its cache; each in a new process."
+    with tempfile.TemporaryDirectory() as folder:
+        data, cache = Path(folder) / "data", Path(folder) / "cache"
+        write_folder(data, images)
+        opened = [run_python(OPEN_A_FOLDER, str(data), str(cache)).split() for _ in range(1 + min(rounds, 3))]
+    first, *again = (float(seconds) for seconds, _ in opened)
+    name, note = f"open a folder of {images:,} images of 64×64", f"{int(opened[0][1]):,} images, {os.cpu_count()} cores"
+    return [bench_row(f"{name}: first", first, "s", 60, note),
+            bench_row(f"{name}: again", statistics.median(again), "s", 3, note)]
+
 # %% ../../nbs/92_benchmarks.ipynb #c91402c2
 BENCHMARKS: dict[str, Callable[[int], list[dict]]] = {
     "moe": bench_moe, "perceiver": bench_perceiver, "inputs": bench_inputs, "memory": bench_memory,
     "mixture": bench_mixture, "sampling": bench_sampling, "explorer": bench_explorer, "startup": bench_startup,
+    "folder": bench_folder,
 }
 
 
