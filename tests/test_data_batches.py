@@ -45,6 +45,12 @@ def test_a_validation_set_that_is_given_is_kept_too():
     assert val.tolist() == list(range(80, 100)) and test.tolist() == list(range(100, 140))
 
 
+def test_a_validation_set_without_a_test_set_is_kept_whole():
+    train, val, test = split_indices(blank_set(140)._replace(official_val=20), 0.1, 0.25, seed=0)
+    assert val.tolist() == list(range(120, 140)), "none of them is drawn into the test"
+    assert len(test) == 30 and len(train) == 90 and not set(train.tolist()) & set(test.tolist())
+
+
 def test_the_split_is_a_function_of_its_seed():
     data = digits()
     first, again, other = (split_indices(data, 0.1, 0.2, seed) for seed in (0, 0, 1))

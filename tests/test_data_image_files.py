@@ -291,7 +291,7 @@ def test_sizes_are_those_of_torchvision_to_the_bit(channels):
     transforms = pytest.importorskip("torchvision.transforms")
     grey = [transforms.Grayscale()] if channels == 1 else []
     for width, height, size in [(40, 40, 32), (33, 71, 16), (71, 33, 16), (5, 9, 32), (32, 32, 32), (100, 37, 8),
-                                (1, 1, 4), (64, 65, 64)]:
+                                (1, 1, 4), (64, 65, 64), (35, 32, 32), (32, 35, 32)]:
         image = random_image("RGB", (width, height))
         steps = [transforms.Resize(size), transforms.CenterCrop(size), *grey, transforms.PILToTensor()]
         torchvision = transforms.Compose(steps)
@@ -332,7 +332,7 @@ def test_a_ground(given, colour):
     assert parse_colour(given) == colour
 
 
-@pytest.mark.parametrize("given", ["wite", "#ffffff80", [1, 2], [1, 2, 300], [1.0, 2, 3], 7, None, [True, 0, 0]])
+@pytest.mark.parametrize("given", ["wite", "#ffffff80", [1, 2], [1, 2, 256], [1.0, 2, 3], 7, None, [True, 0, 0]])
 def test_a_wrong_ground_is_explained(given):
     with pytest.raises(UserError, match="data.dataset.background=.*name of a colour"):
         parse_colour(given)
@@ -353,6 +353,11 @@ def test_a_broken_file_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(image_files, "MANY", 30)
     image_files.read_images(str(tmp_path), paths, 4, 1, (255, 255, 255))
     assert "reading images" in capsys.readouterr().err
+
+
+def test_images_that_no_memory_holds_are_refused():
+    with pytest.raises(UserError, match="lower data.dataset.image_size=1000000"):
+        read_images("root", ["a.png"] * 1000, 10**6, 3, (0, 0, 0))
 
 
 def test_a_long_list_is_cut():

@@ -284,7 +284,7 @@ def test_the_first_frame_of_an_animated_file_is_read_and_said(tmp_path):
     first, second = draw("disc", 8, 8), draw("stripes", 8, 8)
     first.save(tmp_path / "disc" / "a.png", save_all=True, append_images=[second])
     data = image_folder(str(tmp_path), 8)
-    assert torch.equal(data.pixels[0], data.pixels[1]) and data.about.endswith("first frame of 1 animated")
+    assert torch.equal(data.pixels[0], data.pixels[1]) and data.about.endswith("; first frame of 1 with several")
 
 
 def test_drawings_on_nothing_are_laid_over_the_ground(tmp_path):

@@ -174,3 +174,17 @@ def test_a_run_of_0_3_1_is_the_same_run_and_another_is_not():
                        ("diffusion.prediction_type=x0", "diffusion.prediction_type=v")):
         with pytest.raises(UserError, match=f"the run has {said}"):
             same_settings(load_config([*OLD_OVERRIDES, line]), OLD_RUN)
+
+def test_an_old_run_of_a_folder_of_images_goes_on(tmp_path):
+    line = ["data=image_folder", "data.root=pets"]
+    now = OmegaConf.create(to_container(load_config(line)))
+    for name in ("background", "cache", "class_order"):  # settings that it did not have
+        del now.data.dataset[name]
+    now.data.dataset._target_ = "perceiver_moe_diffusion.data.images.image_folder"  # and where it stood
+    (tmp_path / "config.yaml").write_text(f"# format 2\n{OmegaConf.to_yaml(now)}")
+    same_settings(load_config([*line, "data.dataset.class_order=text"]), tmp_path)
+    same_settings(load_config([*line, "data.dataset.class_order=text", "data.dataset.cache=elsewhere"]), tmp_path)
+    for more, said in (([], "the run has data.dataset.class_order=text"),
+                       (["data.dataset.class_order=text", "data.dataset.background=black"], "background=white")):
+        with pytest.raises(UserError, match=said):
+            same_settings(load_config([*line, *more]), tmp_path)

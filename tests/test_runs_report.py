@@ -83,3 +83,15 @@ def test_the_split_of_an_old_run_is_known(old_model):
     config.data.split_seed = 1
     with pytest.raises(UserError, match="data.split_seed=1 is not possible; allowed: 0, as in the run"):
         same_data(config, pipeline, instantiate_node(config.data), old_model)
+
+
+def test_classes_in_another_order_are_other_classes_and_the_cure_is_told(old_model):
+    config, pipeline = load_config([f"run={old_model}"], "evaluate"), load_pipeline(old_model)
+    data = instantiate_node(config.data)
+    data.examples = data.examples._replace(class_names=[*reversed(data.examples.class_names)])
+    with pytest.raises(UserError, match="older versions need data.dataset.class_order=text"):
+        same_data(config, pipeline, data, old_model)
+    data.examples = data.examples._replace(class_names=list("abcdefghij"))
+    with pytest.raises(UserError, match="Give the data settings of the run") as raised:
+        same_data(config, pipeline, data, old_model)
+    assert "class_order" not in str(raised.value)

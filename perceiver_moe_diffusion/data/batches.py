@@ -41,7 +41,7 @@ class LabelledData(Protocol):
 def split_indices(
     data: LabelledData,
     val_fraction: float,     # share of what the test set leaves
-    test_fraction: float,    # share of all images; not used where there is an official test set
+    test_fraction: float,    # share of the images; not used where there is an official test set
     seed: int,               # of the split alone
 ) -> tuple[torch.Tensor, ...]:  # three sorted index arrays
     "Stratified train/validation/test split: three index arrays [n], each with the classes in proportion."

@@ -176,14 +176,14 @@ def why_unreadable(error: Exception) -> str:
         return str(error)
     return one_line(error)
 
-# %% ../../nbs/47_image_files.ipynb #111769c5
+# %% ../../nbs/47_image_files.ipynb #f5186e5e
 MANY = 2000  # files that take long enough for a progress bar
 
 
 class Pictures(NamedTuple):
     "The pixels of a folder, before it is known that all is well."
     pixels: np.ndarray                    # [N, C, size, size] uint8
-    animated: int                         # how many files hold more than their first frame
+    several: int                          # how many files hold more than this first frame (animations, pages)
     faults: tuple[tuple[str, str], ...]   # (where, why it cannot be read)
 
 
@@ -195,7 +195,11 @@ def read_images(
     ground: tuple[int, int, int],  # the background colour
 ) -> Pictures:
     "Read image files in parallel (thread pool); none of them stops the others."
-    pixels = np.empty((len(paths), channels, size, size), dtype=np.uint8)
+    try:
+        pixels = np.empty((len(paths), channels, size, size), dtype=np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise UserError(f"{len(paths):,} images of {size}×{size} do not fit into memory; lower "
+                        f"data.dataset.image_size={size}.") from error
     readable_formats()  # plugins are imported here, and not by several threads at once
 
     def read(number: int) -> tuple[bool, str]:

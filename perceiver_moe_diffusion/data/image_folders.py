@@ -34,7 +34,7 @@ from perceiver_moe_diffusion.data.image_files import (
 )
 from .images import ImageSet, describe
 
-# %% ../../nbs/48_image_folders.ipynb #31a5287e
+# %% ../../nbs/48_image_folders.ipynb #8f5e5830
 SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db",
                     "desktop.ini", "lost+found", "#recycle", "@recycle", "__pycache__", "icon\r"})
 
@@ -83,6 +83,7 @@ def list_folder(
 ) -> tuple[list[Path], list[StoredFile]]:  # folders and images, by name
     "List the visible folders and images in one folder; the rest is noted."
     folders, files = [], []
+    place = os.path.relpath(folder, found.root)
     try:
         with os.scandir(folder) as entries:
             inside = sorted(entries, key=lambda entry: entry.name)
@@ -99,7 +100,7 @@ def list_folder(
             folders.append(Path(entry.path))
         elif kind == "image":
             state = (about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-            files.append(StoredFile(os.path.relpath(entry.path, found.root), state))
+            files.append(StoredFile(os.path.join(place, entry.name), state))
         else:
             found.passed[kind] += 1
     return folders, files
@@ -249,7 +250,7 @@ def passed_over(passed: Sequence[tuple[str, int]]) -> str:
     "What was passed over, as part of a line: `2 .txt, 1 hidden`."
     return some_of([f"{number:,} {kind}" for kind, number in passed], 8)
 
-# %% ../../nbs/48_image_folders.ipynb #2b88e8be
+# %% ../../nbs/48_image_folders.ipynb #53b19c9e
 CACHE_FORMAT = 1
 
 
@@ -271,7 +272,7 @@ def load_cache(path: Path, key: str, shape: tuple[int, ...]) -> Pictures | None:
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["key"]) != key:
                 return None
-            pictures = Pictures(kept["pixels"], int(kept["animated"]), ())
+            pictures = Pictures(kept["pixels"], int(kept["several"]), ())
     except (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, BadZipFile, zlib.error):
         return None
     return pictures if pictures.pixels.shape == shape and pictures.pixels.dtype == np.uint8 else None
@@ -282,12 +283,12 @@ def save_cache(path: Path, key: str, pictures: Pictures) -> str:  # a remark, or
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            np.savez(file, key=np.array(key), pixels=pictures.pixels, animated=np.array(pictures.animated))
+            np.savez(file, key=np.array(key), pixels=pictures.pixels, several=np.array(pictures.several))
     except OSError as error:
         return f"not kept for the next run: {path.parent} cannot be written ({error.strerror or error})"
     return ""
 
-# %% ../../nbs/48_image_folders.ipynb #f8e685b4
+# %% ../../nbs/48_image_folders.ipynb #21a60147
 @lru_cache(maxsize=1)  # a sweep asks for the same folder once per run
 def load_listing(
     listing: Listing,
@@ -314,7 +315,7 @@ def load_listing(
     data = ImageSet(torch.from_numpy(pictures.pixels), torch.tensor(listing.labels), list(listing.class_names), 256,
                     official.get("test", 0), official.get("validation", 0))
     parts = [describe(data), *(f"{role}: folder {folder}" for role, folder, _ in listing.splits),
-             f"first frame of {pictures.animated:,} animated" if pictures.animated else "",
+             f"first frame of {pictures.several:,} with several" if pictures.several else "",
              f"passed over: {passed_over(listing.passed)}" if listing.passed else "", remark]
     return data._replace(about="; ".join(filter(None, parts)))
 
