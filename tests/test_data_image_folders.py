@@ -380,6 +380,26 @@ def test_a_damaged_cache_is_read_anew(where, tmp_path):
         assert torch.equal(image_folder(str(tmp_path / "data"), 8, cache=cache).pixels, first.pixels)
 
 
+def test_a_cache_is_for_its_own_settings_and_hides_no_fault(tmp_path):
+    noise(tmp_path / "data")
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "data" / "a" / "clear.png")
+    cache = tmp_path / "cache"
+    read = lambda **more: image_folder(str(tmp_path / "data"), 8, cache=str(cache), **more)
+    white = read()
+    first = next(cache.iterdir())
+    black = read(background="black")
+    second = next(path for path in cache.iterdir() if path != first)
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
+    for wanted, more in ((white, {}), (black, {"background": "black"})):
+        load_listing.cache_clear()
+        assert torch.equal(read(**more).pixels, wanted.pixels)
+    (tmp_path / "data" / "a" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match="gone.png .a link to nothing"):
+        read()
+
+
 def test_a_cache_with_code_in_it_is_not_run(tmp_path):
     noise(tmp_path / "data")
     cache = str(tmp_path / "cache")
