@@ -146,6 +146,7 @@ ON_PURPOSE = {
     ("text_csv", "text"): "describes a data set",
     ("text_csv", "columns"): "describes a data set",
     ("text_csv", "class_names"): "describes a data set",
+    ("image_folder", "cache"): "commands keep pixels beside the runs; a function that is called writes nothing unasked",
     ("build_moe", "experts"): "nodes, compared on their own",
     ("DiffusionModule", "balance_weight"): "a dense model has no router losses",
     ("DiffusionModule", "z_weight"): "a dense model has no router losses",

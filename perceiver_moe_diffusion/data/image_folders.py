@@ -326,7 +326,7 @@ def image_folder(
     channels: int = 3,                           # 3: RGB, 1: grey
     background: str | Sequence[int] = "white",   # what shows through transparent pictures: a colour's name or [r, g, b]
     cache: str | None = None,                    # folder where the pixels are kept for the next run; None: nowhere
-    class_order: str = "numbers",                # whole numbers as numbers; or "text": 0, 1, 10, 11, 2, as in older versions
+    class_order: str = "numbers",                # whole numbers as numbers; or "text", as in older versions
 ) -> ImageSet:                                   # [N, channels, image_size, image_size], 256 levels
     "An image folder: one folder of images per class, perhaps inside of `train`, `val` and `test`."
     folder = Path() if root is None else Path(root).expanduser()
