@@ -168,6 +168,7 @@ def test_splits_by_their_usual_names_are_splits(names, tmp_path):
 @pytest.mark.parametrize("folders, message", [
     (["train/cat", "train/dog", "cat", "dog"], "Are train splits, and cat, dog classes"),
     (["train/cat", "test/cat", "extra"], "Are test, train splits, and extra classes"),
+    (["bus", "test", "train"], "Are test, train splits, and bus classes"),
     (["train", "test"], "no class folders in test, train"), (["train/cat", "test"], "no class folders in test"),
     (["train/cat", "val/cat", "valid/cat"], "Two of them are for the same"),
     (["val/cat", "test/cat"], "no folder train"),
@@ -212,6 +213,13 @@ def test_other_kinds_and_images_without_a_class_are_said_once(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_images_beside_the_class_folders_of_a_split_are_said(tmp_path):
+    for part in ("train", "val"):
+        write_pictures(tmp_path / part, sizes=[(8, 8)])
+        draw("disc", 8, 8).save(tmp_path / part / "lost.png")
+    assert image_folder(str(tmp_path), 8).about.endswith("passed over: 2 outside the class folders")
+
+
 def damage(root: Path) -> dict[str, str]:  # file -> what is said of it
     "Every fault that a file can have, in one folder of class folders."
     good = (root / "disc" / "40x40.png").read_bytes()
@@ -253,6 +261,7 @@ def test_many_faults_are_counted(tmp_path):
 
 def test_loops_of_links_end(tmp_path):
     write_pictures(tmp_path / "pets", sizes=[(8, 8), (9, 8)])
+    write_pictures(tmp_path / "others", sizes=[(8, 8)])  # a link that leads above the root does not bring them in
     clean = image_folder(str(tmp_path / "pets"), 8)
     for where, to in [("pets/disc/up", "../.."), ("pets/disc/self", "."), ("pets/square/root", ".."),
                       ("pets/square/a", "../stripes"), ("pets/stripes/b", "../square")]:
