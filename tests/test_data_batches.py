@@ -58,9 +58,16 @@ def test_the_split_is_a_function_of_its_seed():
     assert not any(torch.equal(a, b) for a, b in zip(first, other))
 
 
+@pytest.mark.parametrize("num_images", [12, 16, 25, 40])
+def test_of_few_images_every_part_has_one_of_each_class(num_images):
+    data = blank_set(num_images)
+    for part in split_indices(data, 0.1, 0.2, seed=0):
+        assert data.labels[part].bincount(minlength=4).min() >= 1
+
+
 @pytest.mark.parametrize("num_images", [4, 9])
 def test_too_few_images_to_split_is_explained(num_images):
-    with pytest.raises(UserError, match=f"{num_images} images of 4 classes cannot be split.*at least 3 images"):
+    with pytest.raises(UserError, match=f"{num_images} images of 4 classes cannot be split.*at least 3 .* has [12]; "):
         split_indices(blank_set(num_images), 0.1, 0.2, seed=0)
 
 

@@ -1,4 +1,8 @@
 # Made from nbs/40_images.ipynb by `pmd-dev tests`. Edit the notebook.
+import gzip
+import hashlib
+import pickle
+import tarfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -8,6 +12,8 @@ import torch
 
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import (
+    FIRST_LABELS,
+    IDX_FILES,
     ImageSet,
     cifar10,
     class_counts,
@@ -102,25 +108,173 @@ def test_the_home_folder_is_found(root, folder, tmp_path, monkeypatch):
     assert len(mnist(root).labels) == 80
 
 
-def test_colour_images_come_with_their_channels_first(monkeypatch):
+LAYOUTS = {
+    "torchvision": "MNIST/raw", "flat": ".", "raw": "raw", "named": "MNIST", "a level too high": "data/MNIST/raw",
+    "a level too high, flat": "my-mnist",
+}
+
+
+@pytest.mark.parametrize("packed", [0, 1, 2], ids=["plain", "packed", "packed twice"])
+@pytest.mark.parametrize("dotted", [False, True], ids=["hyphen", "dot"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_by_hand_are_found_in_every_layout_and_spelling(layout, dotted, packed, tmp_path, monkeypatch):
+    no_network(monkeypatch, AssertionError("nothing may be downloaded"))
+    pixels = write_mnist(tmp_path / "made")
+    place = tmp_path / "there" / LAYOUTS[layout]
+    place.mkdir(parents=True, exist_ok=True)
+    for path in (tmp_path / "made" / "MNIST" / "raw").iterdir():
+        data = path.read_bytes()
+        for _ in range(packed):
+            data = gzip.compress(data)
+        name = path.name.replace("-idx", ".idx") if dotted else path.name
+        (place / (name + ".gz" * (packed > 0))).write_bytes(data)
+    for root in (tmp_path / "there", place, next(place.iterdir())):  # as it should be, too deep, a file
+        data = mnist(str(root))
+        torch.testing.assert_close(data.pixels, pixels.unsqueeze(1), rtol=0, atol=0)
+        assert data.labels.tolist() == [i % 10 for i in range(80)] and data.official_test == 20
+
+
+def test_what_is_read_is_what_torchvision_reads(tmp_path):
     from torchvision import datasets
-    pixels = np.random.default_rng(0).integers(256, size=(6, 32, 32, 3), dtype=np.uint8)
+    write_mnist(tmp_path)
+    data = mnist(str(tmp_path))
+    halves = [datasets.MNIST(tmp_path, train=train) for train in (True, False)]
+    assert torch.equal(data.pixels[:, 0], torch.cat([half.data for half in halves]))
+    assert torch.equal(data.labels, torch.cat([half.targets for half in halves]))
+    assert data.class_names == halves[0].classes
 
-    class SmallCIFAR:
-        classes = [f"class {i}" for i in range(10)]
 
-        def __init__(self, root, train, download):
-            part = slice(0, 4) if train else slice(4, 6)
-            self.data, self.targets = pixels[part], list(range(6))[part]
+@pytest.mark.parametrize("missing", IDX_FILES)
+def test_a_part_of_the_files_is_not_downloaded_over(missing, tmp_path, monkeypatch):
+    no_network(monkeypatch, AssertionError("nothing may be downloaded"))
+    write_mnist(tmp_path)
+    (tmp_path / "MNIST" / "raw" / missing).unlink()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"MNIST.raw holds .* of MNIST but not {missing}. Put the missing files beside"):
+        mnist(str(tmp_path))
+    assert sorted(path for path in tmp_path.rglob("*")) == before
 
-        def __len__(self):
-            return len(self.data)
 
-    monkeypatch.setattr(datasets, "CIFAR10", SmallCIFAR)
-    data = cifar10()
-    assert data.labels.tolist() == list(range(6)) and data.class_names == SmallCIFAR.classes
-    assert data.pixels.shape == (6, 3, 32, 32) and data.pixels.is_contiguous() and data.official_test == 2
-    np.testing.assert_array_equal(data.pixels[5, 2].numpy(), pixels[5, :, :, 2])
+def test_kin_are_not_taken_for_each_other(tmp_path, monkeypatch):
+    no_network(monkeypatch, RuntimeError("no network here"))
+    write_mnist(tmp_path, name="FashionMNIST")
+    (tmp_path / "FashionMNIST" / "raw").rename(tmp_path / "fashion-mnist")
+    with pytest.raises(UserError, match="MNIST is not in data.root"):
+        mnist(str(tmp_path))
+    assert len(fashion_mnist(str(tmp_path)).labels) == 80
+    for name, source in {"MNIST": fashion_mnist, "FashionMNIST": mnist}.items():
+        place = tmp_path / f"files of {name}"
+        write_mnist(place, name="raw")
+        labels = torch.arange(60) % 10
+        labels[:10] = torch.tensor(FIRST_LABELS[name])
+        write_idx(place / "raw" / "raw" / "train-labels-idx1-ubyte", labels)
+        with pytest.raises(UserError, match=f"as .*MNIST is not possible; .*These are {name}"):
+            source(str(place / "raw"))
+
+
+def test_two_places_are_a_question(tmp_path, monkeypatch):
+    no_network(monkeypatch, AssertionError("nothing may be downloaded"))
+    write_mnist(tmp_path / "a")
+    write_mnist(tmp_path / "b")
+    with pytest.raises(UserError, match="with MNIST in .*a.MNIST.raw and in .*b.MNIST.raw .*one of these"):
+        mnist(str(tmp_path))
+    write_mnist(tmp_path)
+    assert len(mnist(str(tmp_path)).labels) == 80, "what lies where it should is taken"
+
+
+@pytest.mark.parametrize("file, change, said", [
+    ("train-labels-idx1-ubyte", torch.arange(59) % 10, "train-labels-idx1-ubyte with 59 labels for 60 images"),
+    ("t10k-labels-idx1-ubyte", torch.arange(20), "t10k-labels-idx1-ubyte with the label 19 .*0 to 9"),
+    ("t10k-images-idx3-ubyte", torch.zeros(20, 14, 14), "of .28, 28. pixels and test images of .14, 14."),
+    ("train-images-idx3-ubyte", torch.zeros(60, 28), "train-images-idx3-ubyte of 1,692 bytes as images .*3 axes"),
+    ("train-images-idx3-ubyte", torch.zeros(0, 28, 28), "train-images-idx3-ubyte of 16 bytes as images"),
+])
+def test_files_that_do_not_belong_together_are_named(file, change, said, tmp_path):
+    write_mnist(tmp_path)
+    write_idx(tmp_path / "MNIST" / "raw" / file, change)
+    with pytest.raises(UserError, match=said):
+        mnist(str(tmp_path))
+
+
+def test_a_damaged_packed_file_is_named(tmp_path):
+    write_mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    whole = gzip.compress(path.read_bytes())
+    flipped = bytes([*whole[:40], whole[40] ^ 8, *whole[41:]])
+    for damaged in (whole[:-20], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="t10k-images-idx3-ubyte cannot be read"):
+            mnist(str(tmp_path))
+
+
+def write_cifar(monkeypatch, place: Path) -> torch.Tensor:  # [12, 3, 32, 32], the pixels written
+    "The seven files of a small CIFAR-10, two images each, and torchvision told their MD5."
+    from torchvision import datasets
+    place.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(256, size=(12, 3, 32, 32), dtype=np.uint8)
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    two = pixels.reshape(6, 2, -1)
+    batches = {name: {"data": two[i], "labels": [i, 9 - i]} for i, name in enumerate(names)}
+    batches["batches.meta"] = {"label_names": [f"class {i}" for i in range(10)]}
+    for name, batch in batches.items():
+        (place / name).write_bytes(pickle.dumps(batch))
+    md5 = {name: hashlib.md5((place / name).read_bytes()).hexdigest() for name in batches}
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [[name, md5[name]] for name in names[:5]])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": md5["batches.meta"]})
+    monkeypatch.setattr(datasets.CIFAR10, "url", "file:///no/such/file")  # the network of this test
+    return torch.from_numpy(pixels)
+
+
+@pytest.mark.parametrize("layout", ["cifar-10-batches-py", ".", "CIFAR10/cifar-10-batches-py", "my cifar"])
+def test_cifar_is_found_in_every_layout(layout, tmp_path, monkeypatch):
+    place = tmp_path / "there" / layout
+    if layout == ".":
+        place = tmp_path / "there"
+    pixels = write_cifar(monkeypatch, place)
+    for root in (tmp_path / "there", place, place / "batches.meta"):
+        data = cifar10(str(root))
+        assert torch.equal(data.pixels, pixels) and data.pixels.is_contiguous() and data.official_test == 2
+        assert data.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5, 5, 4] and data.class_names[3] == "class 3"
+
+
+def test_a_packed_cifar_is_unpacked_if_it_is_the_published_file(tmp_path, monkeypatch):
+    from torchvision import datasets
+    pixels = write_cifar(monkeypatch, tmp_path / "made" / "cifar-10-batches-py")
+    (tmp_path / "there").mkdir()
+    packed = tmp_path / "there" / "cifar-10-python.tar.gz"
+    with tarfile.open(packed, "w:gz") as file:
+        file.add(tmp_path / "made" / "cifar-10-batches-py", "cifar-10-batches-py")
+    with pytest.raises(UserError, match="cifar-10-python.tar.gz is not possible; .*byte for byte"):
+        cifar10(str(tmp_path / "there"))
+    assert [path.name for path in (tmp_path / "there").iterdir()] == [packed.name], "nothing was unpacked"
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(packed.read_bytes()).hexdigest())
+    assert torch.equal(cifar10(str(tmp_path / "there")).pixels, pixels)
+
+
+def test_a_pickle_that_is_not_the_published_one_is_never_opened(tmp_path, monkeypatch):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "code ran",)
+
+    place = tmp_path / "cifar-10-batches-py"
+    write_cifar(monkeypatch, place)
+    for name in ("data_batch_3", "batches.meta"):
+        whole = (place / name).read_bytes()
+        (place / name).write_bytes(pickle.dumps(Trap()))
+        with pytest.raises(UserError, match=f"cifar-10-batches-py with {name} is not possible.*could run any code"):
+            cifar10(str(tmp_path))
+        (place / name).write_bytes(whole)
+    (place / "data_batch_2").unlink()
+    with pytest.raises(UserError, match="cifar-10-batches-py holds .* of CIFAR-10 but not data_batch_2"):
+        cifar10(str(tmp_path))
+    assert not (tmp_path / "code ran").exists()
+
+
+def test_cifar_that_is_nowhere_is_one_line_with_the_place(tmp_path, monkeypatch):
+    write_cifar(monkeypatch, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="CIFAR10 is not in data.root=.*none .*cifar-10-batches-py or cifar-10-python"):
+        cifar10(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("error", [
@@ -128,10 +282,11 @@ def test_colour_images_come_with_their_channels_first(monkeypatch):
 ])
 def test_a_failing_download_is_one_line_that_says_what_to_do(error, tmp_path, monkeypatch):
     no_network(monkeypatch, error)
-    message = "MNIST is not in data.root=.* could not be downloaded .*use data=digits"
+    message = "MNIST is not in data.root=.* could not be downloaded .*Put its four files there.*use data=digits"
     with pytest.raises(UserError, match=message) as raised:
         mnist(str(tmp_path / "none"))
     assert str(tmp_path / "none") in str(raised.value) and "\n" not in str(raised.value)
+    assert all(file in str(raised.value) for file in IDX_FILES)
 
 
 @pytest.mark.parametrize("size", [0, 3, 1000])
@@ -139,8 +294,18 @@ def test_damaged_files_are_named(size, tmp_path):
     write_mnist(tmp_path)
     file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(UserError, match="The files of MNIST in data.root=.* cannot be read"):
+    with pytest.raises(UserError, match="train-images-idx3-ubyte of .* bytes as images of MNIST's kind"):
         mnist(str(tmp_path))
+
+
+def test_an_interrupted_download_to_the_cache_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_mnist(tmp_path / ".cache" / "perceiver_moe_diffusion")
+    (tmp_path / ".cache" / "perceiver_moe_diffusion" / "MNIST" / "raw" / IDX_FILES[2]).unlink()
+    no_network(monkeypatch, RuntimeError("it was asked"))
+    with pytest.raises(UserError, match="could not be downloaded .it was asked"):
+        mnist(None)
 
 
 def test_a_smaller_pixel_is_the_mean_of_what_it_covers():

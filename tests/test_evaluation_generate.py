@@ -15,6 +15,8 @@ from perceiver_moe_diffusion.evaluation.generate import (
     evaluate,
     measured_flops,
     measured_load,
+    missing_before_training,
+    needs_examples,
     routings_over_time,
     save_pictures,
     show_samples,
@@ -122,6 +124,36 @@ def test_results_survive_json():
     results = measured()
     again = json.loads(json.dumps(results))
     assert numbers(again) == numbers(results) and list(again) == list(results)
+
+
+def test_an_evaluation_is_asked_with_its_settings_and_may_say_nothing():
+    @needs_examples(lambda data, least=1, **settings: {"x": f"{data} of {least}"})
+    def evaluation(pipeline, data, least=1, other=2):
+        ...
+    assert missing_before_training(functools.partial(evaluation, least=3, other=1), 2) == {"x": "2 of 3"}
+    assert missing_before_training(evaluation, 2) == {"x": "2 of 1"} and missing_before_training(print, 2) == {}
+
+
+def test_what_cannot_be_computed_is_told_before_and_left_out_after():
+    few = digits()
+    few = few._replace(pixels=few.pixels[:40], labels=few.labels[:40] % 2, class_names=["even", "odd"])
+    data = DataModule(lambda root: few)
+    settings = dict(samples_per_class=2, max_fd_images=5, classifier_steps=2)
+    before = missing_before_training(functools.partial(evaluate, **settings), data)
+    results = evaluate(small_pipeline(data), data, **settings)
+    assert list(before) == ["fd", "density", "coverage"] and results["not_computed"] == before
+    assert not {"fd", "fd_floor", "density", "coverage_floor"} & set(results)
+    assert {"conditional_accuracy", "memorisation", "diversity", "min_expert_load"} <= set(results)
+    assert json.loads(json.dumps(results, allow_nan=False))["not_computed"] == before
+
+
+def test_of_one_class_the_copies_are_counted():
+    few = digits()
+    few = few._replace(pixels=few.pixels[:40], labels=few.labels[:40] * 0, class_names=["any"])
+    data = DataModule(lambda root: few)
+    results = evaluate(small_pipeline(data), data, samples_per_class=2, max_fd_images=5)
+    assert set(results["not_computed"].values()) == {"one class, so a judge has nothing to tell apart"}
+    assert "memorisation" in results and "conditional_accuracy" not in results
 
 
 def test_the_same_seed_gives_the_same_figures():

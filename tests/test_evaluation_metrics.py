@@ -9,7 +9,7 @@ import torch
 
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.batches import random_examples
-from perceiver_moe_diffusion.data.images import digits
+from perceiver_moe_diffusion.data.images import ImageSet, digits
 from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.evaluation.metrics import (
     FeatureSet,
@@ -17,8 +17,10 @@ from perceiver_moe_diffusion.evaluation.metrics import (
     accuracy_table,
     bootstrap_mean,
     density_coverage,
+    describe_missing,
     frechet_distance,
     is_copy,
+    missing_figures,
     nearest_distances,
     quality,
     train_classifier,
@@ -314,6 +316,83 @@ def test_quality_draws_its_real_images_by_seed_and_takes_no_more_than_there_are(
     with pytest.raises(UserError, match="720 images to compare with 360 test images"):
         quality(judge, data, few, many)
     assert quality(judge, data, many, few)["conditional_accuracy"] > 0.9, "the guided set may be as large as you like"
+
+
+def small_data(classes, each, side=8, seed=0, test=0, **settings):
+    "A data module of so many classes of random images."
+    pixels = torch.randint(256, (classes * each, 1, side, side), generator=torch.Generator().manual_seed(seed))
+    names = [f"class {i}" for i in range(classes)]
+    data = ImageSet(pixels.to(torch.uint8), torch.arange(classes * each) % classes, names, 256, official_test=test)
+    return DataModule(lambda root: data, **settings)
+
+
+def figures_of(data, judge=None):
+    "The figures of real images, as if a model had drawn them."
+    drawn = data.split("train")
+    return quality(judge, data, drawn, random_examples(data, "test", 1000, seed=1))
+
+
+@pytest.mark.parametrize("classes, each, side, missing", [
+    (2, 12, 8, {"fd": "5 test images; 64 features need at least 65", "density": "5 test images; k=5 needs at least 6",
+                "coverage": "5 test images; k=5 needs at least 6"}),
+    (2, 15, 8, {"fd": "6 test images; 64 features need at least 65"}),
+    (2, 160, 8, {"fd": "64 test images; 64 features need at least 65"}),
+    (2, 163, 8, {}),
+    (9, 6, 8, {"fd": "11 test images; 64 features need at least 65"}),
+])
+def test_what_cannot_be_had_is_known_and_left_out_and_nothing_else(classes, each, side, missing):
+    data = small_data(classes, each, side)
+    assert missing_figures(data) == missing
+    figures = figures_of(data, train_classifier(data, 2))
+    assert figures.pop("not_computed", {}) == missing
+    wanted = ["conditional_accuracy", "fd", "density", "coverage", "diversity", "memorisation", "nearest_distance"]
+    assert [name for name in wanted if name not in figures] == list(missing)
+    assert not any(name.removesuffix("_floor") in missing for name in figures)
+    flat = [x for v in figures.values() for x in (v if isinstance(v, (tuple, list)) else [v]) if isinstance(x, float)]
+    assert all(map(math.isfinite, flat))
+
+
+@pytest.mark.parametrize("data, why", [
+    (small_data(1, 20), "one class, so a judge has nothing to tell apart"),
+    (small_data(2, 20, side=3), "images of 3×3; the judge needs 4×4"),
+])
+def test_without_a_judge_the_figures_of_pixels_are_left(data, why):
+    figures = figures_of(data)
+    judged = ["conditional_accuracy", "fd", "density", "coverage", "diversity"]
+    assert figures.pop("not_computed") == missing_figures(data) == dict.fromkeys(judged, why)
+    assert sorted(figures) == ["memorisation", "memorisation_floor", "nearest_distance", "nearest_distance_floor"]
+
+
+def test_diversity_needs_images_of_a_class_that_differ():
+    data = small_data(2, 20, test=2)
+    assert missing_figures(data)["diversity"] == "no class has two test images"
+    assert "diversity" not in figures_of(data, train_classifier(data, 2))
+    data = small_data(2, 20, test=6)
+    data.examples.pixels[data.test_index] = 7
+    assert "diversity" not in missing_figures(data), "that shows only when the images are looked at"
+    figures = figures_of(data, train_classifier(data, 2))
+    assert figures["not_computed"]["diversity"] == "the test images of a class do not differ"
+    assert "diversity" not in figures and "diversity_s1" not in figures
+
+
+def test_copies_need_two_training_images():
+    data = small_data(2, 20)
+    data.train_index = data.train_index[:1]
+    assert list(missing_figures(data))[-2:] == ["memorisation", "nearest_distance"]
+    assert "memorisation" not in figures_of(data)
+
+
+def test_fewer_images_may_be_asked_for_than_there_are():
+    data = small_data(2, 170)
+    assert missing_figures(data) == {} == missing_figures(data, max_fd_images=6)
+    assert missing_figures(data, max_fd_images=5) == dict.fromkeys(["density", "coverage"],
+                                                                   "5 test images; k=5 needs at least 6")
+
+
+def test_the_line_has_one_reason_for_several_figures():
+    assert describe_missing({}) == ""
+    missing = {"fd": "why", "density": "few", "coverage": "few", "diversity": "few"}
+    assert describe_missing(missing) == "not computed: fd (why); density, coverage and diversity (few)"
 
 
 def test_every_image_needs_a_label():

@@ -1,8 +1,10 @@
 # Made from nbs/83_build.ipynb by `pmd-dev tests`. Edit the notebook.
 import ast
+import contextlib
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.runs.build import build_run, check_data, instantiate_node, make_pipeline
+from perceiver_moe_diffusion.runs.build import build_run, check_data, instantiate_node, make_pipeline, require_variety
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.train import save_model
 from perceiver_moe_diffusion.tools.testing import changed, quick_config
@@ -57,6 +59,19 @@ def test_a_mistake_inside_a_part_is_found_and_named(where, value, said):
     with pytest.raises(UserError) as refused:
         build_run(changed({where: value}))
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("other, said", [(None, "All 1,200 training examples"), (0, ""), (499, ""), (1199, "")])
+@pytest.mark.parametrize("modalities", [False, True])
+def test_examples_that_are_all_equal_are_refused_and_one_that_differs_is_enough(other, said, modalities):
+    inputs = torch.full((1300, 2), 3.0)
+    if other is not None:
+        inputs[other, 1] = 4
+    both = lambda index: {"image": torch.zeros(len(index), 1), "text": inputs[index]}
+    examples = SimpleNamespace(inputs=both if modalities else inputs.__getitem__)
+    data = SimpleNamespace(train_index=torch.arange(1200), examples=examples)
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        require_variety(data)
 
 
 def test_the_seed_decides_the_first_weights():

@@ -8,6 +8,8 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +19,7 @@ from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import build_run
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.train import save_model, shape_as_list, train
-from perceiver_moe_diffusion.tools.testing import changed, quick_config
+from perceiver_moe_diffusion.tools.testing import QUICK, changed, quick_config
 
 
 def test_the_orchestrator_fits_on_a_screen():
@@ -105,3 +107,81 @@ def test_an_old_run_with_other_settings_is_refused(old_run):
     with pytest.raises(UserError, match="optimizer.lr=0.5 is not possible"):
         train(load_config([*OLD_SETTINGS, "optimizer.lr=0.5", f"resume={old_run}"]))
     assert sorted(path.name for path in old_run.iterdir()) == ["config.yaml", "last.ckpt", "log"], "nothing was written"
+
+
+def write_drawings(root: Path, classes: int, each: int, size: int = 8, same: bool = False) -> Path:
+    "A folder of class folders of small noisy pictures, each class of another brightness; or all of them equal."
+    random = np.random.default_rng(0)
+    for label in range(classes):
+        (root / f"class {label}").mkdir(parents=True)
+        for number in range(each):
+            pixels = random.integers(100, size=(size, size)) + 150 * label // max(1, classes - 1)
+            picture = PIL.Image.fromarray((pixels * (not same)).astype(np.uint8))
+            picture.save(root / f"class {label}" / f"{number}.png")
+    return root
+
+
+def drawings_config(root: Path, *more: str):
+    "A quick run on a folder of drawings."
+    return load_config([*QUICK, "data=image_folder", f"data.root={root}", "data.dataset.image_size=8",
+                        "data.dataset.channels=1", "data.batch_size=8", "trainer.max_steps=3", *more])
+
+
+FEW = {"fd": "5 test images; 64 features need at least 65", "density": "5 test images; k=5 needs at least 6",
+       "coverage": "5 test images; k=5 needs at least 6"}
+LINE = ("not computed: fd (5 test images; 64 features need at least 65); "
+        "density and coverage (5 test images; k=5 needs at least 6)")
+
+
+def test_two_classes_of_twelve_images_are_trained_and_judged(tmp_path, capsys):
+    config = drawings_config(write_drawings(tmp_path / "drawings", 2, 12), f"run_dir={tmp_path / 'run'}")
+    folder = train(config)
+    lines = capsys.readouterr().out.splitlines()
+    told, saved = lines.index(LINE), next(i for i, line in enumerate(lines) if line.startswith("model saved"))
+    assert told < saved and lines.count(LINE) == 2, "before training, and under the table"
+    results = json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert results["not_computed"] == FEW
+    assert {"conditional_accuracy", "memorisation", "nearest_distance", "diversity", "flops_per_step"} <= set(results)
+    assert not {"fd", "fd_floor", "density", "coverage"} & set(results) and load_pipeline(folder).class_names
+    assert (folder / "samples.png").is_file()
+
+
+def test_one_class_is_trained_on_and_judged_by_pixels(tmp_path, capsys):
+    config = drawings_config(write_drawings(tmp_path / "drawings", 1, 12), f"run_dir={tmp_path / 'run'}")
+    results = json.loads((train(config) / "metrics.json").read_text(), parse_constant=pytest.fail)
+    why = "one class, so a judge has nothing to tell apart"
+    assert results["not_computed"] == dict.fromkeys(
+        ["conditional_accuracy", "fd", "density", "coverage", "diversity"], why)
+    assert "memorisation" in results and capsys.readouterr().out.count(why) == 2
+
+
+@pytest.mark.parametrize("classes, each, more, said", [
+    (2, 12, ["data.batch_size=64"], "data.batch_size=64 is not .*: 1 to 17.*Set data.batch_size=17 or lower"),
+    (2, 2, [], "4 images of 2 classes cannot be split.*needs at least 3 images, and 'class 0' has 2.*Add images"),
+])
+def test_what_cannot_be_trained_on_is_told_before_anything_is_written(tmp_path, classes, each, more, said):
+    root = write_drawings(tmp_path / "drawings", classes, each)
+    with pytest.raises(UserError, match=said):
+        train(drawings_config(root, f"run_dir={tmp_path / 'run'}", *more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_of_one_class_is_refused(tmp_path):
+    root = write_drawings(tmp_path / "drawings", 1, 12)
+    kind = ["model=classifier", "task=classify", "pipeline=classifier", "evaluation=classify"]
+    with pytest.raises(UserError, match="num_classes=1 is not possible; .*one class there is nothing to tell apart"):
+        train(load_config([f"data.root={root}", "data=image_folder", "data.batch_size=8", *kind]))
+
+
+def test_images_that_are_all_equal_are_refused(tmp_path):
+    root = write_drawings(tmp_path / "drawings", 2, 12, same=True)
+    with pytest.raises(UserError, match="All 17 training examples of the data are equal|images are all equal"):
+        train(drawings_config(root, f"run_dir={tmp_path / 'run'}"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_three_images_a_class_are_enough_to_train(tmp_path):
+    root = write_drawings(tmp_path / "drawings", 2, 3)
+    config = drawings_config(root, f"run_dir={tmp_path / 'run'}", "data.batch_size=2")
+    results = json.loads((train(config) / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert results["not_computed"]["diversity"] == "no class has two test images" and "memorisation" in results

@@ -6,7 +6,12 @@
 __all__ = ['ImageSet', 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'resized']
 
 # %% ../../nbs/40_images.ipynb #167ba481
-from collections.abc import Callable
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from ..compat import import_torchvision
-from ..core import UserError, require
+from ..core import UserError, one_line, require
 
 # %% ../../nbs/40_images.ipynb #cdaaa4b7
 class ImageSet(NamedTuple):
@@ -69,64 +74,213 @@ def digits(
     pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
     return ImageSet(pixels, torch.from_numpy(bunch.target).long(), [str(i) for i in range(10)], levels=17)
 
-# %% ../../nbs/40_images.ipynb #0dec0ebd
-def _torchvision_set(
-    name: str,           # a class of torchvision.datasets with train=True/False: MNIST, FashionMNIST, CIFAR10
-    root: str | None,    # folder that holds the data, or where to download it; None: ~/.cache/perceiver_moe_diffusion
-) -> ImageSet:           # [N, 1 or 3, H, W], 256 levels
-    "A torchvision data set with its official test images last; downloaded only if it is not in `root`."
-    datasets, _ = import_torchvision()
+# %% ../../nbs/40_images.ipynb #54766dc5
+KIN = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST")  # classes of torchvision whose files have the same names
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def _data_folder(root: str | None) -> Path:
+    "The folder that `data.root` means; a file means the folder that it lies in."
     folder = Path(root or Path.home() / ".cache" / "perceiver_moe_diffusion").expanduser()
-    halves = [_find_or_download(getattr(datasets, name), folder, train) for train in (True, False)]
+    return folder.parent if os.path.isfile(folder) else folder
+
+
+def _places(
+    folder: Path,
+    inside: Sequence[str],        # paths below a place that may hold the files themselves
+    others: Sequence[str] = (),   # names of other data sets, whose folders are passed over
+) -> list[list[Path]]:            # two lists: the folder itself, and a level below it
+    "Where the files of a data set may lie."
+    bare = lambda name: "".join(filter(str.isalnum, name.lower()))
+    passed_over = {bare(name) for name in others}
+    try:
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise UserError(f"data.root={folder} cannot be read ({one_line(error)}).") from error
+    below = [folder / name for name in names if name[0] != "." and bare(name) not in passed_over]
+    return [[place / part for place in places for part in inside] for places in ([folder], below)]
+
+
+def _spelled(place: Path, file: str) -> Path | None:
+    "A file of MNIST in any of its spellings, the unpacked first."
+    dotted = file.replace("-idx", ".idx")
+    names = (file, dotted, f"{file}.gz", f"{dotted}.gz")
+    return next((place / name for name in names if os.path.isfile(place / name)), None)
+
+# %% ../../nbs/40_images.ipynb #aab02e1b
+def _find_complete(
+    name: str,                                     # of the data set
+    folder: Path,
+    places: Sequence[Sequence[Path]],              # from `_places`
+    files: Sequence[str],                          # all that make it complete
+    find: Callable[[Path, str], Path | None],      # (place, file) -> where it is
+) -> Path | None:                                  # None: nothing of it is there
+    "The place that holds all files of a data set, or a `UserError` that names the files that are missing."
+    found = [{place: [file for file in files if find(place, file)] for place in level} for level in places]
+    near, below = ([place for place, there in level.items() if len(there) == len(files)] for level in found)
+    if near:
+        return near[0]
+    require(len(below) < 2, f"data.root={folder} with {name} in {' and in '.join(map(str, below))}", "one of these")
+    if below:
+        return below[0]
+    partly = [(place, there) for level in found for place, there in level.items() if there]
+    if not partly:
+        return None
+    place, there = max(partly, key=lambda pair: len(pair[1]))
+    missing = [file for file in files if file not in there]
+    raise UserError(f"{place} holds {', '.join(there)} of {name} but not {', '.join(missing)}. Put the missing files "
+                    f"beside the others; or remove those, and all {len(files)} files are downloaded.")
+
+# %% ../../nbs/40_images.ipynb #04dd8dbf
+def _read_idx(
+    path: Path,      # packed with gzip, once or twice, or not
+    axes: int,       # 3: images, 1: labels
+) -> torch.Tensor:   # uint8
+    "Read an idx file (MNIST's format), or a `UserError` that names the file."
+    try:
+        data = path.read_bytes()
+        for _ in range(2):
+            data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}). Get it anew from its publisher.") from error
+    start = 4 + 4 * axes
+    sizes = [int.from_bytes(data[4 * axis : 4 * axis + 4], "big") for axis in range(1, axes + 1)]
+    is_whole = data[:4] == bytes([0, 0, 8, axes]) and len(data) == start + math.prod(sizes) > start
+    require(is_whole, f"{path} of {len(data):,} bytes as {'images' if axes == 3 else 'labels'} of MNIST's kind",
+            f"a whole idx file of {axes} ax{'e' if axes > 1 else 'i'}s of bytes", "Get it anew from its publisher.")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(sizes)
+
+# %% ../../nbs/40_images.ipynb #0eceb0b6
+FIRST_LABELS = {"MNIST": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "FashionMNIST": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]}
+
+
+def _read_idx_set(name: str, place: Path, class_names: list[str]) -> ImageSet:
+    "MNIST or one of its kin from the four files in a folder, the official test images last."
+    paths = [_spelled(place, file) for file in IDX_FILES]
+    train, train_labels, test, test_labels = (_read_idx(path, axes) for path, axes in zip(paths, (3, 1, 3, 1)) if path)
+    for images, labels, path in [(train, train_labels, paths[1]), (test, test_labels, paths[3])]:
+        require(len(images) == len(labels), f"{path} with {len(labels):,} labels for {len(images):,} images", "as many")
+        require(int(labels.max()) < len(class_names), f"{path} with the label {int(labels.max())}",
+                f"0 to {len(class_names) - 1}")
+    require(train.shape[1:] == test.shape[1:], f"{place} with training images of {tuple(train.shape[1:])} pixels "
+            f"and test images of {tuple(test.shape[1:])}", "one size")
+    taken_for = [other for other, first in FIRST_LABELS.items() if first == train_labels[:10].tolist()]
+    require(taken_for in ([], [name]), f"{place} as {name}", f"files of {name}", f"These are {', '.join(taken_for)}.")
+    pixels, labels = torch.cat([train, test]).unsqueeze(1), torch.cat([train_labels, test_labels]).long()
+    return ImageSet(pixels, labels, class_names, levels=256, official_test=len(test))
+
+
+def _idx_set(
+    name: str,           # a class of torchvision.datasets: MNIST, FashionMNIST
+    root: str | None,    # folder of the four files, or where to download them; None: ~/.cache/perceiver_moe_diffusion
+) -> ImageSet:           # [N, 1, 28, 28], 256 levels
+    "MNIST or one of its kin: from files that are there in any layout, else downloaded by torchvision."
+    datasets, _ = import_torchvision()
+    dataset, folder = getattr(datasets, name), _data_folder(root)
+    places = _places(folder, (f"{name}/raw", name, "raw", ""), [other for other in KIN if other != name])
+    if root is None:  # our own cache: a download that was interrupted goes on
+        places = [[folder / name / "raw"], []]
+        whole = all(_spelled(places[0][0], file) for file in IDX_FILES)
+        place = places[0][0] if whole else None
+    else:
+        place = _find_complete(name, folder, places, IDX_FILES, _spelled)
+    if place is None:
+        wanted = f"Put its four files there, packed (.gz) or not: {', '.join(IDX_FILES)}"
+        return _from_torchvision(dataset, folder, wanted)
+    return _read_idx_set(name, place, list(dataset.classes))
+
+# %% ../../nbs/40_images.ipynb #1a58d181
+def _is_verified(path: Path, md5: str) -> bool:
+    "Whether a file is the published one, byte for byte."
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == md5
+
+
+def _cifar_set(root: str | None) -> ImageSet:  # as for `_idx_set`; [60000, 3, 32, 32]
+    "CIFAR-10 from its folder, wherever it lies below `root`, or from its packed file, else downloaded by torchvision."
+    datasets, _ = import_torchvision()
+    dataset, folder = datasets.CIFAR10, _data_folder(root)
+    sums = dict([*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])])
+    if root is None:  # our own cache: a download that was interrupted goes on
+        return _from_torchvision(dataset, folder, "")
+    is_there = lambda place, file: place / file if os.path.isfile(place / file) else None
+    packed = _find_complete("CIFAR-10", folder, _places(folder, [""]), [dataset.filename], is_there)
+    try:
+        place = _find_complete("CIFAR-10", folder, _places(folder, [dataset.base_folder, ""]), list(sums), is_there)
+    except UserError:
+        if packed is None:
+            raise
+        place = None  # unpacked by half: unpacked anew
+    if place is not None:
+        other = [file for file, md5 in sums.items() if not _is_verified(place / file, md5)]
+        require(not other, f"{place} with {', '.join(other)}", "the published files, byte for byte",
+                "Others are pickles that could run any code. Get them anew from their publisher.")
+        place = place.resolve()  # and torchvision's class is told the name that the folder has here
+        dataset, folder = type(dataset.__name__, (dataset,), {"base_folder": place.name}), place.parent
+    elif packed is not None:
+        folder = packed
+        require(_is_verified(folder / dataset.filename, dataset.tgz_md5), f"{folder / dataset.filename}",
+                "the published file, byte for byte", "Get it anew from its publisher.")
+    return _from_torchvision(dataset, folder, f"Put the folder {dataset.base_folder} or {dataset.filename} there")
+
+# %% ../../nbs/40_images.ipynb #1caed37a
+def _from_torchvision(
+    dataset: Callable[..., Any],  # a class of torchvision.datasets with train=True/False
+    folder: Path,                 # that holds it in torchvision's layout, or where to download it
+    wanted: str,                  # what a person can put there by hand, as the beginning of a sentence
+) -> ImageSet:                    # [N, 1 or 3, H, W], 256 levels
+    "A torchvision data set with its official test images last; downloaded only if it is not there."
+    halves = [_find_or_download(dataset, folder, train, wanted) for train in (True, False)]
     pixels = torch.cat([torch.as_tensor(half.data) for half in halves])
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     labels = torch.cat([torch.as_tensor(half.targets) for half in halves]).long()
     return ImageSet(pixels, labels, list(halves[0].classes), levels=256, official_test=len(halves[1]))
 
-# %% ../../nbs/40_images.ipynb #79dbae49
+
 def _find_or_download(
     dataset: Callable[..., Any],  # a class of torchvision.datasets
     folder: Path,
     train: bool,                  # which half
+    wanted: str,                  # as for `_from_torchvision`
 ) -> Any:                         # an instance, with `data`, `targets` and `classes`
     "One half of a torchvision data set: from disk, else from the network, else a `UserError`."
     try:
         return dataset(folder, train=train, download=False)
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        if "Dataset not found" not in str(error):
+        if "Dataset not found" not in str(error):  # torchvision tells by its message only
             raise UserError(f"The files of {dataset.__name__} in data.root={folder} cannot be read "
-                            f"({type(error).__name__}: {error}). "
+                            f"({one_line(error)}). "
                             "Remove them, and they are downloaded anew, or give another data.root.") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return dataset(folder, train=train, download=True)
     except (OSError, RuntimeError) as error:
+        wanted = wanted or "Give data.root a folder that holds it"
         raise UserError(
             f"{dataset.__name__} is not in data.root={folder} and could not be downloaded "
-            f"({' '.join(str(error).split())}). "
-            "Give data.root a folder that torchvision has filled, or use data=digits, which needs no download."
+            f"({' '.join(str(error).split())}). {wanted}; or use data=digits, which needs no download."
         ) from error
 
 # %% ../../nbs/40_images.ipynb #86c53e03
 def mnist(
-    root: str | None = None,  # folder of the data in torchvision's layout; None: a cache, downloaded to it
+    root: str | None = None,  # folder of the data, in any layout; None: a cache, downloaded to it
 ) -> ImageSet:                # [70000, 1, 28, 28]
     "MNIST: 70,000 handwritten digits, 28×28 grey, 10,000 of them the official test set."
-    return _torchvision_set("MNIST", root)
+    return _idx_set("MNIST", root)
 
 
 def fashion_mnist(
     root: str | None = None,  # as for `mnist`
 ) -> ImageSet:                # [70000, 1, 28, 28]
     "Fashion-MNIST: 70,000 pieces of clothing, 28×28 grey, 10,000 of them the official test set."
-    return _torchvision_set("FashionMNIST", root)
+    return _idx_set("FashionMNIST", root)
 
 
 def cifar10(
     root: str | None = None,  # as for `mnist`
 ) -> ImageSet:                # [60000, 3, 32, 32]
     "CIFAR-10: 60,000 photographs of ten kinds of things, 32×32 RGB, 10,000 of them the official test set."
-    return _torchvision_set("CIFAR10", root)
+    return _cifar_set(root)
 
 # %% ../../nbs/40_images.ipynb #619979ac
 def resized(

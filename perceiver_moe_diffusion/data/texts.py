@@ -7,7 +7,6 @@ __all__ = ['TextSet', 'docstrings', 'text_csv']
 
 # %% ../../nbs/43_texts.ipynb #a6dbd448
 import ast
-import csv
 import re
 import sysconfig
 from collections import Counter
@@ -18,7 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..core import UserError, require, text_bytes
+from ..core import require, text_bytes
+from .tables import read_records
 
 # %% ../../nbs/43_texts.ipynb #f86221cf
 class TextSet(NamedTuple):
@@ -29,6 +29,7 @@ class TextSet(NamedTuple):
     levels: int = 256        # values of a byte
     official_test: int = 0   # the last so many texts are the publisher's own test set
     official_val: int = 0    # and the so many before those are for validation, where that is given too
+    about: str = ""          # what was understood of the files that it was read from, in one line
 
     @property
     def shape(self) -> tuple[int]:
@@ -148,35 +149,6 @@ def docstrings(
     ids = text_bytes([text for text, _ in rows], max_length).short()
     return TextSet(ids, torch.tensor([label for _, label in rows]), list(found))
 
-# %% ../../nbs/43_texts.ipynb #8cc2fe82
-def _read_rows(
-    path: Path,
-    columns: Sequence[str] | None,  # names of the columns; None: the first line has them
-    wanted: Sequence[str],          # columns that must be there
-) -> list[dict[str, str]]:
-    "The lines of a CSV file, or a `UserError` that says where it is not what it should be."
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, fieldnames=columns, restval=None)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}).") from error
-    missing = [name for name in wanted if name not in (reader.fieldnames or [])]
-    require(
-        not missing,
-        f"the column {', '.join(missing)} of {path}",
-        ", ".join(map(str, reader.fieldnames or [])) or "none: the file is empty",
-        "Set data.dataset.label and data.dataset.text to columns of the file, and data.dataset.columns to their names "
-        "if the first line is not these.",
-    )
-    broken = next((number for number, row in enumerate(rows, 1) if any(row[name] is None for name in wanted)), None)
-    require(
-        broken is None and len(rows) > 0,
-        f"{path} with {'no lines' if broken is None else f'too few cells in entry {broken}'}",
-        "a cell for each column in every line",
-    )
-    return rows
-
 # %% ../../nbs/43_texts.ipynb #a35667dd
 def _join_cells(cells: Iterable[str]) -> str:
     "One text of several cells, on one line and without the tags for line breaks that reviews have."
@@ -186,49 +158,120 @@ def _join_cells(cells: Iterable[str]) -> str:
 def _csv_files(root: str | Path | None) -> list[Path]:  # one file, or train.csv and test.csv
     "The files that `root` stands for, or a `UserError`."
     place = Path() if root is None else Path(root).expanduser()
-    files = [place / "train.csv", place / "test.csv"] if root is not None and place.is_dir() else [place]
+    is_folder = root is not None and place.is_dir()
+    files = [place / "train.csv", place / "test.csv"] if is_folder else [place]
+    tables = (path.name for path in place.iterdir() if path.suffix in (".csv", ".tsv", ".txt"))
+    others = sorted(tables) if is_folder else []
     require(
         root is not None and all(path.is_file() for path in files),
         f"data.root={root}",
         "a CSV file, or a folder that holds train.csv and test.csv",
-        "The files are not downloaded: get them from their publisher.",
+        f"The folder holds {', '.join(others[:5])}: name the file, data.root='{place / others[0]}'." if others
+        else "The files are not downloaded: get them from their publisher.",
     )
     return files
 
 
+class LabelledFile(NamedTuple):
+    "The texts of one file, and what was left out of it."
+    labels: dict[str, str]  # text -> label, each text once; where a file has two labels for a text, the last
+    counts: dict[str, int]  # what a person may want to know -> how many
+    remarks: list[str]
+    first: list[str]        # cells of the first line, the label first
+
+
 def _labelled_texts(
-    path: Path, label: str, text: Sequence[str], columns: Sequence[str] | None
-) -> dict[str, str]:  # text -> label, each text once; where a file has two labels for a text, the last
+    path: Path, label: str, text: Sequence[str], columns: Sequence[str] | None, **how: str | None
+) -> LabelledFile:
     "The texts of a CSV file with their labels."
-    rows = _read_rows(path, columns, [label, *text])
-    return {_join_cells(row[name] for name in text): row[label].strip() for row in rows}
+    table = read_records(path, [label, *text], columns, **how)
+    pairs = [(_join_cells(row[name] for name in text), row[label].strip()) for row in table.rows]
+    kept = [(said, name) for said, name in pairs if said and name]
+    labels, different = dict(kept), set(kept)
+    labels_of = Counter(said for said, _ in different)
+    counts = {
+        "twice with different labels, the last taken": sum(count > 1 for count in labels_of.values()),
+        "again with the same label, kept once": len(kept) - len(different),
+        "without a label left out": sum(not name for _, name in pairs),
+        "of no letters left out": len([name for said, name in pairs if name and not said]),
+    }
+    return LabelledFile(labels, counts, table.remarks, [table.rows[0][name] for name in (label, *text)])
+
+
+def _refuse_names_as_data(parts: Sequence[LabelledFile], columns: Sequence[str] | None) -> None:
+    "Refuse a first line whose label is no number where all others are: it names columns that the settings name too."
+    name = parts[0].first[0].strip()
+    labels = [label for part in parts for label in part.labels.values()]
+    others = [label for label in labels if label != name]
+    alone = len(labels) - len(others) == sum(part.first[0].strip() == name for part in parts)
+    require(
+        columns is None or not alone or not others or name.isdecimal() or not all(map(str.isdecimal, others)),
+        f"the first line ({_join_cells([', '.join(parts[0].first)])[:100]}) as data, with the label {name!r},",
+        "a label as in the other lines",
+        "If that line names the columns, set data.dataset.columns=null, and data.dataset.label and data.dataset.text "
+        "to its names.",
+    )
 
 
 def _sorted_labels(names: Iterable[str]) -> list[str]:
     "Labels that are whole numbers by their value, then the others by the alphabet."
-    return sorted(set(names), key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    return sorted(set(names), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+
 
 # %% ../../nbs/43_texts.ipynb #bbd35854
 def text_csv(
     root: str | Path | None,               # a CSV file, or a folder with train.csv and test.csv
     label: str = "class",                  # the column of the label
-    text: Sequence[str] = ("text",),       # the columns of the text, which are put one after the other
+    text: str | Sequence[str] = ("text",), # the columns of the text, which are put one after the other; or one column
     columns: Sequence[str] | None = None,  # names of the columns where the first line is data; None: it names them
     class_names: Sequence[str] | None = None,  # for the labels in the file, which are sorted; None: the labels
     max_length: int = 256,                 # bytes; longer texts are cut
+    separator: str | None = None,          # between cells: comma, semicolon, tab, a character; None: found by itself
+    encoding: str | None = None,           # e.g. latin-1; None: UTF-8, or what the file's byte-order mark says
 ) -> TextSet:
     "Text classification from CSV files as they are published, e.g. AG News and IMDb."
-    parts = [_labelled_texts(path, label, text, columns) for path in _csv_files(root)]
-    train, test = parts[0], parts[1] if len(parts) > 1 else {}
+    text = [text] if isinstance(text, str) else list(text)
+    _check_settings(label, text, columns, class_names, max_length)
+    how = dict(separator=separator, encoding=encoding)
+    parts = [_labelled_texts(path, label, text, columns, **how) for path in _csv_files(root)]
+    _refuse_names_as_data(parts, columns)
+    train, test = parts[0].labels, parts[1].labels if len(parts) > 1 else {}
     rows = [(said, name) for said, name in train.items() if said not in test] + list(test.items())
     found = _sorted_labels(name for _, name in rows)
     require(2 <= len(found) <= 1000, f"the column {label} of {root} with {len(found)} different labels", "2 to 1000")
     require(
         class_names is None or len(class_names) == len(found),
         f"{len(class_names or ())} class_names",
-        f"{len(found)}, one for each of the labels {', '.join(found[:10])}",
+        f"{len(found)}, one for each of the labels {_join_cells([', '.join(found[:10])])}",
+        "If one of these is the name of a column, the first line is no data: set data.dataset.columns=null.",
     )
     number = {name: i for i, name in enumerate(found)}
     ids = text_bytes([said for said, _ in rows], max_length).short()
-    labels = torch.tensor([number[name] for _, name in rows])
-    return TextSet(ids, labels, list(class_names or found), official_test=len(test))
+    labels, names = torch.tensor([number[name] for _, name in rows]), list(class_names or found)
+    both = len(train) + len(test) - len(rows)
+    return TextSet(ids, labels, names, official_test=len(test), about=_describe(labels, names, parts, both))
+
+
+def _check_settings(
+    label: str, text: list[str], columns: Sequence[str] | None, class_names: Sequence[str] | None, max_length: int
+) -> None:
+    "Refuse settings that no file can fit."
+    require(max_length >= 1, f"data.dataset.max_length={max_length}", "1 or more bytes")
+    require(len(text) > 0 and label not in text, f"data.dataset.text={text} with data.dataset.label={label}",
+            "one or more columns, and the label in another")
+    for name, given in dict(columns=columns, class_names=class_names).items():
+        require(not isinstance(given, str), f"data.dataset.{name}={given}", "null or a list",
+                f"Write data.dataset.{name}=[{given}].")
+
+
+def _describe(labels: torch.Tensor, names: list[str], parts: Sequence[LabelledFile], both: int) -> str:
+    "What was understood of files of texts, in one line."
+    per_class = [f"{name} {count:,}" for name, count in zip(names, labels.bincount(minlength=len(names)).tolist())]
+    shown = ", ".join([*per_class[:10], "…"] if len(per_class) > 10 else per_class)
+    told = [f"{len(labels):,} texts, {len(names)} classes ({shown})"]
+    for what in parts[0].counts:
+        count = sum(part.counts[what] for part in parts)
+        told += [f"{count:,} {what}"] * (count > 0)
+    told += [f"{both:,} of test.csv left out of train.csv"] * (both > 0)
+    return "; ".join([*told, *(remark for part in parts for remark in part.remarks)])
+

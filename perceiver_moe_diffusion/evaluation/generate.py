@@ -7,7 +7,9 @@ __all__ = ['routings_over_time', 'evaluate', 'show_samples']
 
 # %% ../../nbs/56_evaluate.ipynb #34624b26
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -15,7 +17,13 @@ from matplotlib.figure import Figure
 from ..core import Stream, fold_seed, require
 from ..data.batches import random_examples
 from ..data.module import DataModule
-from .metrics import CLASSIFIER_STEPS, SmallCNN, quality, train_classifier
+from perceiver_moe_diffusion.evaluation.metrics import (
+    CLASSIFIER_STEPS,
+    SmallCNN,
+    missing_figures,
+    quality,
+    train_classifier,
+)
 from ..figures import save_figure, show_grid, show_load, show_trajectory
 from ..models.flops import count_flops
 from ..models.moe import Routing, expert_load
@@ -57,7 +65,28 @@ def measured_flops(pipeline: GeneratorPipeline, data: DataModule, images: int = 
     inputs = random_examples(data, "test", images, seed)
     return count_flops(lambda: routings_over_time(pipeline, *inputs, seed)) / len(inputs[1])
 
+# %% ../../nbs/56_evaluate.ipynb #e9f2a87d
+def needs_examples(
+    missing: Callable[..., dict[str, str]],  # (data module, **settings of the evaluation) -> figure -> why
+) -> Callable[[Callable], Callable]:
+    "Decorator: an evaluation that can tell before training which figures it will not compute."
+    def mark(evaluation: Callable) -> Callable:
+        marked: Any = evaluation
+        marked.missing_figures = missing
+        return evaluation
+    return mark
+
+
+def missing_before_training(
+    evaluation: Any,  # a function of an evaluation, or a `functools.partial` of it with its settings
+    data: DataModule,
+) -> dict[str, str]:
+    "The figures that an evaluation will not compute on this data, and why; none if it does not tell."
+    tell = getattr(getattr(evaluation, "func", evaluation), "missing_figures", None)
+    return tell(data, **getattr(evaluation, "keywords", {})) if tell else {}
+
 # %% ../../nbs/56_evaluate.ipynb #8604032e
+@needs_examples(missing_figures)
 def evaluate(
     pipeline: GeneratorPipeline,
     data: DataModule,                # whose training part the model was trained on
@@ -69,12 +98,13 @@ def evaluate(
     seed: int = 0,
     folder: Path | None = None,      # gets the pictures of `save_pictures`; None: no pictures
     classifier: SmallCNN | None = None,  # None: trained here on the training images
-) -> dict:                           # numbers, and means as (value, low, high); `…_floor`: what real images score
+) -> dict:  # numbers, means as (value, low, high); `…_floor`: of real images; "not_computed": what is missing, and why
     "Evaluate a generator: draw images, judge them, watch the experts. Judge and floors come from the same data module."
     require(isinstance(pipeline, GeneratorPipeline), f"drawing images with a {type(pipeline).__name__}", "a Pipeline",
             "A classifier is judged with evaluation=classify.")
     started = time.perf_counter()
-    classifier = train_classifier(data, classifier_steps, seed) if classifier is None else classifier
+    if classifier is None and "conditional_accuracy" not in missing_figures(data):
+        classifier = train_classifier(data, classifier_steps, seed)
     guided_labels = torch.arange(data.num_classes).repeat_interleave(samples_per_class)
     guided = pipeline.sample(guided_labels, seed=fold_seed(seed, Stream.GUIDED_IMAGES), guidance_scale=guidance_scale)
     _, labels = random_examples(data, "test", max_fd_images, seed)

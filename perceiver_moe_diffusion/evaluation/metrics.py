@@ -7,7 +7,8 @@ __all__ = ['CLASSIFIER_STEPS', 'SmallCNN', 'train_classifier', 'Mean', 'bootstra
            'is_copy', 'within_class_diversity', 'FeatureSet', 'quality']
 
 # %% ../../nbs/55_metrics.ipynb #a60262bf
-from typing import NamedTuple
+from collections.abc import Container
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,10 @@ from torch.nn import functional as F
 from ..core import Stream, fold_seed, require
 from ..data.batches import StepLoader, random_examples
 from ..data.module import DataModule
+
+# %% ../../nbs/55_metrics.ipynb #a40140d3
+FEATURES, SMALLEST = 64, 4  # of the judge: features of an image, and pixels a side of the smallest that it sees
+NEIGHBOURS = 5              # k of density and coverage
 
 # %% ../../nbs/55_metrics.ipynb #b54d882e
 class SmallCNN(nn.Module):
@@ -28,13 +33,13 @@ class SmallCNN(nn.Module):
     ):
         super().__init__()
         channels, height, width = image_shape
-        require(min(height, width) >= 4, f"images of {height}×{width} for the classifier", "4×4 or larger")
+        require(min(height, width) >= SMALLEST, f"images of {height}×{width} for the classifier", "4×4 or larger")
         layers: list[nn.Module] = []
         for out in (32, 64) if min(height, width) < 16 else (32, 64, 64):
             layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(), nn.MaxPool2d(2)]
             channels, height, width = out, height // 2, width // 2
-        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, 64), nn.ReLU())
-        self.classify = nn.Linear(64, num_classes)
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, FEATURES), nn.ReLU())
+        self.classify = nn.Linear(FEATURES, num_classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> logits [B, num_classes]
         return self.classify(self.features(image))
@@ -117,7 +122,7 @@ def frechet_distance(
 def density_coverage(
     real: torch.Tensor,   # [N, F] features, N > k
     fake: torch.Tensor,   # [M, F] features
-    k: int = 5,           # a real point's neighbourhood reaches to its k-th real neighbour
+    k: int = NEIGHBOURS,  # a real point's neighbourhood reaches to its k-th real neighbour
 ) -> tuple[float, float]: # density (0 or more), coverage (0 to 1)
     """Density and coverage of generated features among real ones (Naeem et al. 2020, eqs. 3 and 5).
 
@@ -171,14 +176,16 @@ class FeatureSet(NamedTuple):
 
     @classmethod
     def of(cls,
-        classifier: SmallCNN,
+        classifier: SmallCNN | None,  # None: no features, and no class is seen
         images: torch.Tensor,  # [N, C, H, W], on any device
         labels: torch.Tensor,  # [N]
     ) -> "FeatureSet":
         "Show images to the judge (extract features)."
-        require(len(images) == len(labels) >= 2, f"{len(images)} images with {len(labels)} labels",
-                "2 or more images with a label each")
+        require(len(images) == len(labels) >= 1, f"{len(images)} images with {len(labels)} labels",
+                "images with a label each")
         images, labels = images.cpu(), labels.cpu()
+        if classifier is None:
+            return cls(images, labels, torch.zeros(len(images), 0, dtype=torch.double), torch.full_like(labels, -1))
         return cls(images, labels, *classifier.features_and_labels(images))
 
     @property
@@ -206,17 +213,21 @@ def accuracy_figures(guided: FeatureSet, conditional: FeatureSet, test: FeatureS
     }
 
 
-def distribution_figures(conditional: FeatureSet, test: FeatureSet, train: FeatureSet) -> dict:
+def distribution_figures(
+    conditional: FeatureSet, test: FeatureSet, train: FeatureSet, missing: Container[str] = ()
+) -> dict:  # without those that are missing
     "Do the images look real, is everything covered? Fréchet distance, density and coverage against test images."
-    density, coverage = density_coverage(test.features, conditional.features)
-    density_floor, coverage_floor = density_coverage(test.features, train.features)
-    return {
-        "fd": frechet_distance(conditional.features, test.features),
-        "fd_floor": frechet_distance(train.features, test.features),
-        "fd_images": len(conditional.labels),
-        "density": density, "density_floor": density_floor,
-        "coverage": coverage, "coverage_floor": coverage_floor,
-    }
+    figures: dict[str, Any] = {}
+    if "fd" not in missing:
+        figures["fd"] = frechet_distance(conditional.features, test.features)
+        figures["fd_floor"] = frechet_distance(train.features, test.features)
+    figures["fd_images"] = len(conditional.labels)
+    if "density" not in missing:
+        density, coverage = density_coverage(test.features, conditional.features, NEIGHBOURS)
+        density_floor, coverage_floor = density_coverage(test.features, train.features, NEIGHBOURS)
+        figures |= {"density": density, "density_floor": density_floor,
+                    "coverage": coverage, "coverage_floor": coverage_floor}
+    return figures
 
 
 def novelty_figures(images: torch.Tensor, real: torch.Tensor, train_images: torch.Tensor) -> dict:
@@ -231,29 +242,83 @@ def novelty_figures(images: torch.Tensor, real: torch.Tensor, train_images: torc
 
 
 def diversity_figures(guided: FeatureSet, conditional: FeatureSet, test: FeatureSet) -> dict:
-    "Do the images of one class differ? Within-class diversity as a share of that of real images."
+    "Do the images of one class differ? Within-class diversity as a share of that of real images; none if that is 0."
     diversity = lambda judged: within_class_diversity(judged.features, judged.labels)
     real = diversity(test).mean()
+    if real == 0:
+        return {}
     return {"diversity_s1": bootstrap_mean(diversity(conditional) / real),
             "diversity": bootstrap_mean(diversity(guided) / real)}
 
+# %% ../../nbs/55_metrics.ipynb #c856d3e7
+def missing_figures(
+    data: DataModule,
+    max_fd_images: int | None = None,  # compared at most; None: the whole test part
+    has_judge: bool = False,           # a judge that was trained elsewhere is there
+    **settings: Any,                   # others of an evaluation, which change nothing here
+) -> dict[str, str]:                   # figure -> why it cannot be had; its floor goes with it
+    "Sample-size requirements: the figures that this data is too small for, and why; known before anything is trained."
+    train, test = len(data.train_index), len(data.test_index)
+    compared = min(test, max_fd_images or test)
+    pairs = int(data.examples.labels[data.test_index].bincount().max()) >= 2
+    no_judge = "" if has_judge else why_no_judge(data)
+    few = f"{compared} test image{'s' if compared > 1 else ''}; k={NEIGHBOURS} needs at least {NEIGHBOURS + 1}"
+    reasons = {
+        "conditional_accuracy": no_judge,
+        "fd": no_judge or f"{test} test images; {FEATURES} features need at least {FEATURES + 1}" * (test <= FEATURES),
+        "density": no_judge or few * (compared <= NEIGHBOURS),
+        "coverage": no_judge or few * (compared <= NEIGHBOURS),
+        "diversity": no_judge or "no class has two test images" * (not pairs),
+        "memorisation": "one training image; two are needed" * (train < 2),
+        "nearest_distance": "one training image; two are needed" * (train < 2),
+    }
+    return {figure: why for figure, why in reasons.items() if why}
+
+
+def why_no_judge(data: DataModule) -> str:
+    "Why no judge can be trained on this data; empty if one can."
+    height, width = data.input_shape[1:]
+    if data.num_classes < 2:
+        return "one class, so a judge has nothing to tell apart"
+    return f"images of {height}×{width}; the judge needs {SMALLEST}×{SMALLEST}" * (min(height, width) < SMALLEST)
+
+
+def describe_missing(missing: dict[str, str]) -> str:  # "" if nothing is missing
+    "Figures that are not computed, in one line, with the reasons."
+    by_reason: dict[str, list[str]] = {}
+    for figure, why in missing.items():
+        by_reason.setdefault(why, []).append(figure)
+    listed = lambda names: " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    told = "; ".join(f"{listed(figures)} ({why})" for why, figures in by_reason.items())
+    return f"not computed: {told}" if told else ""
+
 # %% ../../nbs/55_metrics.ipynb #a17468e8
 def quality(
-    classifier: SmallCNN,
+    classifier: SmallCNN | None,                     # None: what needs no judge
     data: DataModule,
     guided: tuple[torch.Tensor, torch.Tensor],       # images and labels at the guidance scale to judge
     conditional: tuple[torch.Tensor, torch.Tensor],  # images and labels at s = 1, as many as `test` has or fewer
     seed: int = 0,
 ) -> dict:
-    "All metrics of generated images, each with its floor: what *real* images score at the same number."
-    with_guidance, without = FeatureSet.of(classifier, *guided), FeatureSet.of(classifier, *conditional)
-    n = len(without.labels)
+    """All metrics of generated images, each with its floor: what *real* images score at the same number.
+
+    What cannot be had of so few images is left out; why, stands under "not_computed".
+    """
+    images, n = conditional[0].cpu(), len(conditional[1])
     require(n <= len(data.test_index), f"{n} images to compare with {len(data.test_index)} test images",
             "as many as there are test images, or fewer")
-    test, train = (FeatureSet.of(classifier, *random_examples(data, name, n, seed)) for name in ("test", "train"))
-    return {
-        **accuracy_figures(with_guidance, without, test, data.examples.class_names),
-        **distribution_figures(without, test, train),
-        **novelty_figures(without.images, test.images, data.split("train")[0]),
-        **diversity_figures(with_guidance, without, test),
-    }
+    missing = missing_figures(data, n, has_judge=classifier is not None)
+    real, known = (random_examples(data, name, n, seed) for name in ("test", "train"))
+    figures: dict[str, Any] = {}
+    diversity: dict[str, Any] = {}
+    if classifier is not None:
+        sets = (FeatureSet.of(classifier, *part) for part in (guided, conditional, real, known))
+        with_guidance, without, test, train = sets
+        figures |= accuracy_figures(with_guidance, without, test, data.examples.class_names)
+        figures |= distribution_figures(without, test, train, missing)
+        diversity = diversity_figures(with_guidance, without, test) if "diversity" not in missing else {}
+        if not diversity:
+            missing.setdefault("diversity", "the test images of a class do not differ")
+    novelty = novelty_figures(images, real[0], data.split("train")[0]) if "memorisation" not in missing else {}
+    return {**figures, **novelty, **diversity, **({"not_computed": missing} if missing else {})}
+

@@ -6,19 +6,23 @@
 __all__ = ['psnr', 'upscale_quality']
 
 # %% ../../nbs/58_evaluate_upscaler.ipynb #23fe2023
+from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..core import Stream, fold_seed
 from ..data.batches import random_examples
 from ..data.module import DataModule
+from .generate import needs_examples
 from perceiver_moe_diffusion.evaluation.metrics import (
     CLASSIFIER_STEPS,
     FeatureSet,
     SmallCNN,
     bootstrap_mean,
     frechet_distance,
+    missing_figures,
     train_classifier,
 )
 from ..figures import save_figure, show_grid
@@ -39,16 +43,28 @@ def compared(
     name: str,             # "" or the suffix of the figures
     judged: FeatureSet,    # enlarged images
     real: FeatureSet,      # what they were, in the same order
+    missing: Container[str] = (),  # figures that cannot be had
 ) -> dict:
     "PSNR, Fréchet distance and accuracy of enlarged images against real ones."
     decibels, correct = bootstrap_mean(psnr(judged.images, real.images)), bootstrap_mean(judged.correct)
-    return {
-        f"psnr{name}": decibels.value,
-        f"psnr{name}_interval": decibels[1:],
-        f"fd{name}": frechet_distance(judged.features, real.features),
-        f"accuracy{name}": correct.value,
-        f"accuracy{name}_interval": correct[1:],
-    }
+    figures = {f"psnr{name}": decibels.value, f"psnr{name}_interval": decibels[1:]}
+    if "fd" not in missing:
+        figures[f"fd{name}"] = frechet_distance(judged.features, real.features)
+    if "accuracy" not in missing:
+        figures |= {f"accuracy{name}": correct.value, f"accuracy{name}_interval": correct[1:]}
+    return figures
+
+
+def missing_of_upscaled(
+    data: DataModule,
+    max_images: int | None = None,   # this and the others change nothing
+    has_judge: bool = False,         # a judge that was trained elsewhere is there
+    **settings: Any,
+) -> dict[str, str]:                 # figure -> why it cannot be had
+    "The figures that the data is too small for, and why; known before training."
+    missing = missing_figures(data, has_judge=has_judge)
+    names = {"fd": "fd", "conditional_accuracy": "accuracy"}
+    return {names[figure]: why for figure, why in missing.items() if figure in names}
 
 
 def upscaler_flops(
@@ -71,6 +87,7 @@ def save_upscaled(path: Path, plain: FeatureSet, made: FeatureSet, real: Feature
     save_figure(show_grid(columns, 3, names, ["bicubic", "model", "real"]), path)
 
 # %% ../../nbs/58_evaluate_upscaler.ipynb #3be5f8cf
+@needs_examples(missing_of_upscaled)
 def upscale_quality(
     pipeline: UpscalerPipeline,
     data: DataModule,                # whose training part the model was trained on
@@ -82,18 +99,22 @@ def upscale_quality(
 ) -> dict:                           # numbers, and means as (value, low, high); `…_bicubic`: of plain interpolation
     "Evaluate super-resolution: enlarge test images that were made small, and compare with what they were."
     truth, labels = random_examples(data, "test", max_images, seed)
-    classifier = train_classifier(data, classifier_steps, seed) if classifier is None else classifier
+    missing = missing_of_upscaled(data, has_judge=classifier is not None)
+    if classifier is None and "accuracy" not in missing:
+        classifier = train_classifier(data, classifier_steps, seed)
     small = pipeline.model.shrink(truth)
     enlarged = pipeline.upscale(small, fold_seed(seed, Stream.UPSCALED_IMAGES))
     made, plain, real = (FeatureSet.of(classifier, images, labels)
                          for images in (enlarged, pipeline.model.enlarge(small), truth))
+    accuracy = {} if "accuracy" in missing else {"accuracy_real": bootstrap_mean(real.correct).value}
     flops = upscaler_flops(pipeline, small[:100])
     if folder is not None:
         save_upscaled(folder / "upscaled.png", plain, made, real, data.examples.class_names)
     return {
-        **compared("", made, real),
-        **compared("_bicubic", plain, real),
-        "accuracy_real": bootstrap_mean(real.correct).value,
+        **compared("", made, real, missing),
+        **compared("_bicubic", plain, real, missing),
+        **accuracy,
+        **({"not_computed": missing} if missing else {}),
         "images": len(labels),
         "steps": pipeline.sampler.steps,
         "fd_guidance_scale": 0.0,

@@ -29,7 +29,8 @@ class Classifier(nn.Module):
         query_dim: int = 128,                                   # D, channels of the query
     ):
         super().__init__()
-        require(num_classes >= 2, f"num_classes={num_classes}", "2 or more")
+        require(num_classes >= 2, f"num_classes={num_classes}", "2 or more",
+                "Of one class there is nothing to tell apart: give data of several classes, or draw images instead.")
         self.input_shape = dict(input_shape) if isinstance(input_shape, Mapping) else tuple(input_shape)
         self.num_classes = num_classes
         self.preprocess = preprocessor(self.input_shape)

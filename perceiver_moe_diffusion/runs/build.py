@@ -48,12 +48,27 @@ class BuiltRun(NamedTuple):
     data: DataModule
     module: Any  # the task, a `TrainingModule`; has the `model`
 
+# %% ../../nbs/83_build.ipynb #a9f87e42
+def require_variety(data: DataModule) -> None:
+    "Refuse training examples that are all equal: nothing can be learned, and a mistake in reading is likely."
+    first = None
+    for part in data.train_index.split(500):  # the first part that differs ends the search
+        inputs = data.examples.inputs(part)
+        modalities = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+        first = [each[:1] for each in modalities] if first is None else first
+        if any(bool((each != one).any()) for each, one in zip(modalities, first)):
+            return
+    raise UserError(f"All {len(data.train_index):,} training examples of the data are equal: nothing can be learned. "
+                    "Look at the files: is what they show in their transparency, or were they written empty?")
+
+
 # %% ../../nbs/83_build.ipynb #c42d8392
 def build_run(config: DictConfig) -> BuiltRun:
     "Build data, model and training task from a configuration, and so check them, before a file is written."
     data = instantiate_node(config.data)
     processes = config.trainer.devices * config.trainer.num_nodes
     next(iter(data.train_batches(process=lambda: (0, processes))))  # can a batch be had?
+    require_variety(data)
     torch.manual_seed(fold_seed(config.seed, Stream.INITIAL_WEIGHTS))
     model = instantiate_node(config.model.net, input_shape=data.input_shape, num_classes=data.num_classes)
     if config.init is not None and config.resume is None:

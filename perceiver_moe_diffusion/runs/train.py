@@ -19,7 +19,7 @@ from ..pipelines.base import Pipeline
 from ..pipelines.files import save_pipeline
 from .build import BuiltRun, build_run, instantiate_node, make_pipeline
 from .folder import CHECKPOINT, choose_folder, open_folder, to_container
-from .report import results_table, save_log
+from .report import results_table, save_log, tell_missing
 from .trainer import fit, make_trainer
 from ..training.loop import StopOnCtrlC
 
@@ -38,6 +38,7 @@ def train(
     folder = choose_folder(config)
     stop = StopOnCtrlC(folder / CHECKPOINT)
     trainer = make_trainer(config, folder, stop)
+    tell_missing(evaluate, run.data)
 
     # Fit: from the first step, or from where a stopped run was.
     open_folder(config, folder)
