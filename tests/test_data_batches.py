@@ -13,11 +13,24 @@ from perceiver_moe_diffusion.data.batches import (
     StepLoader,
     keep_classes,
     random_examples,
+    sorted_class_names,
     split_indices,
     subsample_per_class,
 )
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.tools.testing import blank_set, image_numbers
+
+
+@pytest.mark.parametrize("names, order", [
+    ([str(i) for i in range(12)], [str(i) for i in range(12)]),
+    (["neutral", "10", "9", "-1"], ["-1", "9", "10", "neutral"]),
+    (["dog", "Cat", "cat"], ["Cat", "cat", "dog"]),
+    (["1", "01", "1"], ["01", "1"]),                                # as numbers equal, as names two
+    (["class10", "class9"], ["class10", "class9"]),                 # no whole numbers: by name
+    (["²", "1.5", "2", ""], ["2", "", "1.5", "²"]),                 # a superscript is a digit, and no whole number
+])
+def test_whole_numbers_come_in_their_order_and_names_by_name(names, order):
+    assert sorted_class_names(names) == sorted_class_names(reversed(names)) == order
 
 
 @pytest.mark.parametrize("data", [digits(), blank_set(103), blank_set(140, official_test=40)],

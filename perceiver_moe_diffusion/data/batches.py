@@ -6,8 +6,8 @@
 __all__ = ['split_indices', 'subsample_per_class', 'keep_classes', 'Batch', 'StepLoader', 'CropFlip']
 
 # %% ../../nbs/41_batches.ipynb #7f4ff38d
-import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +38,14 @@ class LabelledData(Protocol):
 
     def inputs(self, index: torch.Tensor | slice = slice(None)) -> Any: ...  # what the model sees of these
 
+# %% ../../nbs/41_batches.ipynb #817a151c
+def sorted_class_names(
+    names: Iterable[str],  # of folders, or of labels in a file; each counts once
+) -> list[str]:
+    "Class order (natural sort of numbers): names that are whole numbers by their value, then the others by name."
+    is_whole = lambda name: re.fullmatch(r"[+-]?[0-9]+", name) is not None
+    return sorted(set(names), key=lambda name: (not is_whole(name), int(name) if is_whole(name) else 0, name))
+
 # %% ../../nbs/41_batches.ipynb #3792bb79
 def split_indices(
     data: LabelledData,
@@ -54,27 +62,13 @@ def split_indices(
         if data.official_val:  # before a test set is drawn, which takes from anywhere
             rest, val = rest[:-data.official_val], rest[-data.official_val:]
         if not data.official_test:
-            size = _part_size(test_fraction, labels[rest])
-            rest, test = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=seed)
+            rest, test = train_test_split(rest, test_size=test_fraction, stratify=labels[rest], random_state=seed)
         if not data.official_val:
-            size = _part_size(val_fraction, labels[rest])
-            rest, val = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=seed)
+            rest, val = train_test_split(rest, test_size=val_fraction, stratify=labels[rest], random_state=seed)
     except ValueError as error:
-        counts = np.bincount(labels, minlength=len(data.class_names))
-        least, name = counts.min(), data.class_names[counts.argmin()]
         raise UserError(f"{len(labels)} images of {len(data.class_names)} classes cannot be split ({error}). "
-                        f"Each class needs at least 3 images, and {name!r} has {least}; each part needs at least one "
-                        "image per class. Add images, or set data.test_fraction and data.val_fraction.") from error
+                        "Each class needs at least 3 images, and each part at least one image per class.") from error
     return tuple(torch.from_numpy(np.sort(index)) for index in (rest, val, test))
-
-
-def _part_size(
-    fraction: float,      # of the examples
-    labels: np.ndarray,   # [n] of the examples to split
-) -> float | int:         # the share, or a number of examples
-    "The size of a validation or test part: a share of the examples, but at least one example of each class."
-    classes = len(np.unique(labels))
-    return fraction if math.ceil(fraction * len(labels)) >= classes else classes
 
 # %% ../../nbs/41_batches.ipynb #a0950d6f
 def subsample_per_class(
@@ -163,8 +157,7 @@ class StepLoader:
         augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         allowed = f"1 to {len(index)}, the number of training images"
-        require(1 <= batch_size <= len(index), f"data.batch_size={batch_size}", allowed,
-                f"Set data.batch_size={len(index)} or lower." if batch_size > len(index) else "")
+        require(1 <= batch_size <= len(index), f"data.batch_size={batch_size}", allowed)
         self.data, self.index, self.batch_size, self.seed = data, index, batch_size, seed
         self.first, self.process, self.augment = first, process, augment
 
