@@ -14,7 +14,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -39,16 +39,50 @@ def require(
     if not condition:
         raise UserError(f"{given} is not possible; allowed: {allowed}." + (f" {fix}" if fix else ""))
 
+# %% ../nbs/80_core.ipynb #86ecc34b
+def plain_number(value: Any) -> Any:
+    "A scalar of NumPy, or a tensor without axes, as Python's own number; whatever else is given stays as it is."
+    is_scalar = isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.ndim == 0
+    if not is_scalar or getattr(value, "is_meta", False):
+        return value
+    number = value.item()
+    return float(number) if isinstance(number, np.floating) else number  # a long double stays one otherwise
 
+
+def in_short(value: Any, most: int = 80) -> str:
+    "A value in one line of at most so many characters, as part of a sentence."
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else f"{text[:most - 2]} …"
+
+# %% ../nbs/80_core.ipynb #a3af7378
 def require_number(
     name: str,                 # the name that the person typed
     value: Any,                # what they gave
     low: float = -math.inf,    # smallest value allowed
     high: float = math.inf,    # largest value allowed
-) -> None:
+) -> float:                    # the number, as Python's own int or float
     "Raise a `UserError` unless `value` is a finite number in `[low, high]`; NaN and infinity never are."
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    require(is_number and low <= value <= high, f"{name}={value}", f"a finite number from {low:g} to {high:g}")
+    number = plain_number(value)
+    is_number = isinstance(number, int) and not isinstance(number, bool)
+    is_number = is_number or (isinstance(number, float) and math.isfinite(number))
+    require(is_number and low <= number <= high, f"{name}={in_short(value)}",
+            f"a finite number from {low:g} to {high:g}")
+    return number
+
+# %% ../nbs/80_core.ipynb #018fa2e7
+def require_whole(
+    name: str,                 # the name that the person typed
+    value: Any,                # what they gave
+    low: int = 0,              # smallest value allowed
+    high: float = math.inf,    # largest value allowed
+    meaning: str = "",         # goes on with the sentence, e.g. ", the number of timesteps"
+) -> int:
+    "A whole number in `[low, high]` as Python's own, or a `UserError`; a float is none, even if it is whole."
+    number = plain_number(value)
+    is_whole = isinstance(number, int) and not isinstance(number, bool)
+    limits = f"a whole number, {low} or more" if high == math.inf else f"a whole number from {low} to {high}"
+    require(is_whole and low <= number <= high, f"{name}={in_short(value)}", f"{limits}{meaning}")
+    return number
 
 # %% ../nbs/80_core.ipynb #cbcac114
 def checked_index(
@@ -58,10 +92,11 @@ def checked_index(
     meaning: str = "",  # goes on with the sentence, e.g. " (9 is the condition)"
 ) -> int:
     "A valid index (a whole number below a count), or a `UserError`; NaN and fractions are none."
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    require(is_number and value == int(value) and 0 <= value < count, f"{name}={value}",
+    number = plain_number(value)
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+    require(is_number and number == int(number) and 0 <= number < count, f"{name}={in_short(value)}",
             f"a whole number from 0 to {count - 1}{meaning}")
-    return int(value)
+    return int(number)
 
 
 def one_line(error: BaseException) -> str:
@@ -105,10 +140,32 @@ def atomic_write(
         temporary.unlink(missing_ok=True)
 
 # %% ../nbs/80_core.ipynb #70bc4c55
-def write_json(path: Path, results: dict) -> None:
+def finite_only(tree: Any, place: str, missing: dict[str, str]) -> Any:
+    "A tree of results with None for NaN and infinity, which JSON has no word for; `missing` gets where they stood."
+    tree = plain_number(tree)
+    if isinstance(tree, Mapping):
+        return {key: finite_only(value, f"{place}.{key}".lstrip("."), missing) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [finite_only(value, f"{place}.{number}", missing) for number, value in enumerate(tree)]
+    if not isinstance(tree, float) or math.isfinite(tree):
+        return tree
+    missing[place] = "not a number (NaN)" if math.isnan(tree) else "infinite"
+    return None
+
+
+def json_text(results: Mapping[str, Any]) -> str:
+    "Results as JSON (RFC 8259); what could not be computed is null, and \"not_computed\" tells why."
+    missing: dict[str, str] = {}
+    finite = finite_only(results, "", missing)
+    if missing:
+        finite["not_computed"] = {**missing, **finite.get("not_computed", {})}  # a reason that was given says more
+    return json.dumps(finite, indent=2, allow_nan=False)
+
+
+def write_json(path: Path, results: Mapping[str, Any]) -> None:
     "Write results as JSON, whole or not at all; means are [value, low, high]."
     with atomic_write(path) as file:
-        file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        file.write_text(json_text(results) + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, rows: Sequence[dict], first: Sequence[str] = ()) -> None:

@@ -2,8 +2,10 @@
 import ast
 import inspect
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,11 +20,14 @@ from perceiver_moe_diffusion.core import (
     atomic_write,
     checked_index,
     fold_seed,
+    in_short,
+    json_text,
     machine,
     one_line,
     process_rank,
     renamed_arguments,
     require_number,
+    require_whole,
     text_bytes,
     write_json,
     write_table,
@@ -53,6 +58,41 @@ def test_a_number_is_finite_and_within_its_limits(value):
         require_number("guidance_scale", value, 0, 100)
 
 
+WHOLE = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
+BROKEN = [np.float16, np.float32, np.float64, np.longdouble]
+TENSORS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+           torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("value", [
+    2, 2.0, *(kind(2) for kind in WHOLE + BROKEN), np.array(2), np.array(2.0),
+    *(torch.tensor(2, dtype=kind) for kind in TENSORS), torch.tensor(2.0, requires_grad=True)], ids=repr)
+def test_a_number_of_every_width_is_the_number_that_it_holds(value):
+    number = require_number("steps", value, 0, 10)
+    assert number == 2 and type(number) in (int, float) and checked_index("t", value, 3) == 2
+    if type(number) is int:
+        assert require_whole("steps", value, 1) == 2
+    else:
+        with pytest.raises(UserError, match="allowed: a whole number, 1 or more"):
+            require_whole("steps", value, 1)
+
+
+@pytest.mark.parametrize("value", [
+    True, np.True_, torch.tensor(True), "2", None, [2], np.array([2]), torch.tensor([2]), torch.tensor([[2], [3]]), 2j,
+    np.nan, np.float32("inf"), torch.tensor(float("nan")), torch.zeros((), device="meta"), np.datetime64("2026-11-27"),
+    -1, 11, np.int8(-1), np.uint64(2**64 - 1), 10**400], ids=repr)
+def test_what_is_no_number_or_too_large_a_one_is_refused_in_one_line(value):
+    for check in (lambda: require_number("steps", value, 0, 10), lambda: require_whole("steps", value, 0, 10)):
+        with pytest.raises(UserError, match="steps=.* is not possible; allowed: a .*number from 0 to 10") as error:
+            check()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 160
+
+
+def test_a_long_value_is_told_in_short():
+    assert in_short(torch.zeros(3, 3)) == "tensor([[0., 0., 0.], [0., 0., 0.], [0., 0., 0.]])"
+    assert in_short(list(range(100)), 12) == "[0, 1, 2,  …" and in_short("x" * 12, 12) == "x" * 12
+
+
 def test_an_argument_that_was_renamed_tells_its_new_name():
     @renamed_arguments(objective="prediction_type")
     def diffusion(prediction_type="v"):
@@ -78,6 +118,25 @@ def test_atomic_write_keeps_the_old_file_when_writing_fails(tmp_path):
 def test_a_table_has_the_columns_of_all_its_rows(tmp_path):
     write_table(tmp_path / "t.csv", [{"loss": 0.5, "step": 1}, {"step": 2, "error": "stopped"}], first=["step"])
     assert (tmp_path / "t.csv").read_text().splitlines() == ["step,loss,error", "1,0.5,", "2,,stopped"]
+
+
+def test_json_holds_neither_nan_nor_infinity_and_tells_what_was_not_computed(tmp_path):
+    results = {"fd": (1.0, float("nan"), np.float32("inf")), "a": {"b": torch.tensor(-math.inf)},
+               "n": np.int64(3), "ok": 0.5}
+    write_json(tmp_path / "r.json", results)
+
+    def refuse(word):
+        raise AssertionError(f"{word} in JSON")
+    assert json.loads((tmp_path / "r.json").read_text(), parse_constant=refuse) == {
+        "fd": [1.0, None, None], "a": {"b": None}, "n": 3, "ok": 0.5,
+        "not_computed": {"fd.1": "not a number (NaN)", "fd.2": "infinite", "a.b": "infinite"}}
+    assert math.isnan(results["fd"][1]), "what was given is left as it was"
+
+
+def test_a_reason_that_was_given_stays():
+    told = json.loads(json_text({"fd": math.nan, "not_computed": {"fd": "5 real images", "density": "k = 5"}}))
+    assert told == {"fd": None, "not_computed": {"fd": "5 real images", "density": "k = 5"}}
+    assert json_text({"fd": 1.5}) == '{\n  "fd": 1.5\n}', "nothing is said where all is there"
 
 
 def test_results_that_cannot_be_written_leave_the_old_ones(tmp_path):

@@ -3,6 +3,7 @@ from functools import partial
 from itertools import combinations, islice
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,7 +109,21 @@ def test_some_classes_are_numbered_anew_and_stay_in_their_part():
         assert torch.equal(some.labels[index], (data.labels[wanted] == 3).long())
 
 
-@pytest.mark.parametrize("classes", [[], [3, 3], [10], [-1], ["3"], [1.0]])
+def test_classes_are_chosen_by_name_too():
+    data = digits()._replace(class_names=["zero", "one", "two", *"3456789"])
+    parts = split_indices(data, 0.1, 0.2, seed=0)
+    by_number, same_parts = keep_classes(data, parts, [2, 0, 5])
+    names = ["two", "zero", "5"]
+    for classes in (names, ("two", 0, np.int8(5)), np.array(names), torch.tensor([2, 0, 5])):
+        by_name, by_name_parts = keep_classes(data, parts, classes)
+        assert by_name.class_names == names and torch.equal(by_name.labels, by_number.labels)
+        assert all(map(torch.equal, by_name_parts, same_parts))
+    assert keep_classes(data, parts, "two")[0].class_names == ["two"], "one name is no list of letters"
+    with pytest.raises(UserError, match=r"data.classes=tow .* Did you mean two\?"):
+        keep_classes(data, parts, ["zero", "tow"])
+
+
+@pytest.mark.parametrize("classes", [[], [3, 3], [3, "3"], [10], [-1], ["three"], [1.0], [True]])
 def test_classes_that_are_not_there_are_refused(classes):
     with pytest.raises(UserError, match=r"data.classes=.* numbers from 0 to 9 \(0, 1"):
         keep_classes(digits(), (torch.arange(3),), classes)

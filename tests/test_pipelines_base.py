@@ -1,4 +1,5 @@
 # Made from nbs/50_base.ipynb by `pmd-dev tests`. Edit the notebook.
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -41,12 +42,14 @@ def test_a_device_that_is_not_there_is_refused(device):
     assert pipeline.device.type == "cpu", "and the model stays where it was"
 
 
-@pytest.mark.parametrize("labels", [2, [2], (2,), torch.tensor(2), torch.tensor([[2]]), torch.tensor([2]).byte()])
+@pytest.mark.parametrize("labels", [
+    2, [2], (2,), torch.tensor(2), torch.tensor([[2]]), torch.tensor([2]).byte(), torch.tensor([2]).short(), np.int8(2),
+    np.array([2], dtype=np.uint64), [np.int16(2)], "owl", ["owl"], np.array(["owl"])])
 def test_labels_may_be_given_in_any_usual_way(labels):
     assert_close(Pipeline(three_classes(), NAMES).labels(labels), torch.tensor([2]))
 
 
-@pytest.mark.parametrize("label", [3, -1, 0.5, [0, 3], "cat", None, [], float("nan"), True, 2**70, [[0], [1, 2]]])
+@pytest.mark.parametrize("label", [3, -1, 0.5, [0, 3], "bird", None, [], float("nan"), True, 2**70, [[0], [1, 2]]])
 def test_a_label_that_the_model_lacks_is_refused(label):
     with pytest.raises(UserError, match=r"label=.*whole numbers from 0 to 2 \(cat, dog, owl\)"):
         Pipeline(three_classes(), NAMES).labels(label)
@@ -67,6 +70,15 @@ def sampling():
     (dict(steps=0), "steps=0"), (dict(steps=101), "steps=101"),
     (dict(eta=2), "eta=2"), (dict(eta=float("nan")), "eta=nan"),
     (dict(guidance_scale=float("nan")), "guidance_scale=nan"), (dict(guidance_scale=-1.0), "guidance_scale=-1"),
+    (dict(steps=True), "steps=True"), (dict(steps="4"), "steps=4"), (dict(steps=np.float32(4)), "steps=4.0"),
+    (dict(steps=torch.tensor([4])), "steps="), (dict(guidance_scale="2"), "guidance_scale=2"),
+    (dict(guidance_scale=None), "guidance_scale=None"), (dict(guidance_scale=[]), "guidance_scale"),
+    (dict(guidance_scale=[1, float("inf")]), "guidance_scale=inf"), (dict(guidance_scale=[[1], [2]]), "guidance_scale"),
+    (dict(guidance_scale=["a", 1]), "guidance_scale=a"), (dict(guidance_scale=torch.ones(2, 1)), "guidance_scale"),
+    (dict(guidance_scale=torch.tensor([True])), "guidance_scale=True"), (dict(guidance_scale={1: 2}), "guidance_scale"),
+    (dict(guidance_interval=3), "guidance_interval=3"), (dict(guidance_interval=[1, 2, 3]), "guidance_interval"),
+    (dict(guidance_interval=[2, 1]), "guidance_interval"), (dict(guidance_interval=[0, "1"]), "guidance_interval"),
+    (dict(guidance_interval=[float("nan"), 1]), "guidance_interval"), (dict(clip="no"), "clip=no"),
 ])
 def test_a_setting_that_cannot_work_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
@@ -82,6 +94,30 @@ def test_settings_are_for_one_call():
 def test_a_seed_is_a_whole_number(seed):
     with pytest.raises(UserError, match="seed=.*a whole number, 0 or more"):
         sampling().seeds(seed, 2)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int64, np.uint64, torch.tensor])
+def test_numbers_of_numpy_and_tensors_are_numbers(kind):
+    pipeline = sampling()
+    assert pipeline.seeds(kind(7), 2) == [(7, 0), (7, 1)] and type(pipeline.seeds(kind(7), 2)[0][0]) is int
+    assert portions(5, kind(3)) == portions(5, 3)
+    settings = pipeline.settings(steps=kind(4), guidance_scale=kind(3), eta=kind(1))
+    assert settings == DDIM(steps=4, guidance_scale=3, eta=1) and type(settings.steps) is int
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble, torch.tensor])
+def test_scales_of_every_width_are_numbers(kind):
+    settings = sampling().settings(guidance_scale=kind(2.5), guidance_rescale=kind(0.5), eta=kind(0.25),
+                                   guidance_interval=(kind(0.5), kind(4.0)))
+    assert settings == DDIM(5, 2.5, 0.5, [0.5, 4.0], eta=0.25) and type(settings.guidance_scale) is float
+
+
+@pytest.mark.parametrize("scales", [
+    [1, 2.5], (1, 2.5), np.array([1, 2.5]), np.float32([1, 2.5]), torch.tensor([1, 2.5]), [np.float32(1), torch.tensor(2.5)],
+], ids=repr)
+def test_a_list_of_scales_is_one_for_each_image(scales):
+    scale = sampling().settings(guidance_scale=scales).guidance_scale
+    assert torch.is_tensor(scale) and scale.tolist() == [1, 2.5]
 
 
 def test_no_two_images_share_their_noise():

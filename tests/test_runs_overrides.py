@@ -14,6 +14,7 @@ from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
 from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.labels import suggestion
 from perceiver_moe_diffusion.models.moe import TopKRouter
 from perceiver_moe_diffusion.runs.overrides import (
     check_parameter,
@@ -22,7 +23,6 @@ from perceiver_moe_diffusion.runs.overrides import (
     folder_exists,
     load_config,
     read_override,
-    suggestion,
 )
 from perceiver_moe_diffusion.runs.schemas import ROOT_SCHEMAS
 

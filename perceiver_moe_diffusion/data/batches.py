@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..core import Stream, UserError, fold_seed, require
+from ..core import Stream, UserError, fold_seed, in_short, plain_number, require, require_whole
+from ..labels import label_numbers, name_list
 
 # %% ../../nbs/41_batches.ipynb #bfb7cbfe
 class LabelledData(Protocol):
@@ -82,27 +83,26 @@ def subsample_per_class(
     order = index[torch.randperm(len(index), generator=generator)]
     classes = labels[index].unique()
     least = int(labels[index].bincount()[classes].min())
-    require(1 <= shots <= least, f"data.shots={shots}", f"1 to {least}, the images of the smallest class")
+    shots = require_whole("data.shots", shots, 1, least, ", the images of the smallest class")
     return torch.cat([order[labels[order] == label][:shots] for label in classes]).sort().values
 
 # %% ../../nbs/41_batches.ipynb #ac0e9bb1
 def keep_classes(
     data: Any,                            # a `LabelledData` that is a NamedTuple, as all of this package are
     parts: Sequence[torch.Tensor],        # index arrays [n] of its training, validation and test images
-    classes: list[int],                   # to keep; the first of them becomes class 0
+    classes: Sequence[int | str] | str,   # to keep, by number or by name; the first of them becomes class 0
 ) -> tuple[Any, list[torch.Tensor]]:      # the smaller set, and where the parts are in it
     """Class subset: the examples of some classes, in the parts that they are in.
 
     Of a data set of another kind every tensor with a row for each example.
     """
-    known = len(data.class_names)
-    all_known = all(isinstance(c, int) and 0 <= c < known for c in classes)
+    chosen, known = label_numbers(classes, data.class_names, "data.classes"), len(data.class_names)
     require(
-        len(classes) > 0 and len(set(classes)) == len(classes) and all_known,
-        f"data.classes={list(classes)}",
-        f"different numbers from 0 to {known - 1} ({', '.join(data.class_names)})",
+        len(set(chosen)) == len(chosen),
+        f"data.classes={in_short(classes)} with a class that is there twice",
+        f"different names, or different numbers from 0 to {known - 1} ({name_list(data.class_names)})",
     )
-    new_number = torch.full((known,), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))
+    new_number = torch.full((known,), -1).scatter(0, torch.tensor(chosen), torch.arange(len(chosen)))
     labels = new_number[data.labels]
     kept = labels >= 0
     place = kept.cumsum(0) - 1  # where a kept example is in the smaller set
@@ -112,7 +112,7 @@ def keep_classes(
     end = len(kept) - data.official_test
     smaller = data._replace(
         **fields,
-        class_names=[data.class_names[c] for c in classes],
+        class_names=[data.class_names[c] for c in chosen],
         official_test=int(kept[end:].sum()),
         official_val=int(kept[end - data.official_val : end].sum()),
     )
@@ -157,7 +157,9 @@ class StepLoader:
         augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         allowed = f"1 to {len(index)}, the number of training images"
-        require(1 <= batch_size <= len(index), f"data.batch_size={batch_size}", allowed)
+        batch_size, seed = plain_number(batch_size), require_whole("data.seed", seed)
+        is_whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+        require(is_whole and 1 <= batch_size <= len(index), f"data.batch_size={in_short(batch_size)}", allowed)
         self.data, self.index, self.batch_size, self.seed = data, index, batch_size, seed
         self.first, self.process, self.augment = first, process, augment
 

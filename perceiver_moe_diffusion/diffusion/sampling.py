@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from ..core import Denoiser, RandomWords, require, require_number
+from ..core import Denoiser, RandomWords, in_short, plain_number, require, require_number
 from .process import Diffusion, posterior
 
 # %% ../../nbs/11_sampling.ipynb #e4c01350
@@ -24,7 +25,9 @@ def trailing_step_pairs(
     steps: int,  # steps to take, 1 to T
 ) -> list[tuple[int, int]]:  # pairs (t, t_next), from T−1 down; the last t_next is −1, the clean image
     "Trailing timestep spacing: evenly spaced steps that start at pure noise (Lin et al. 2023, table 2)."
-    require(isinstance(steps, int) and 1 <= steps <= T, f"steps={steps}",
+    steps = plain_number(steps)
+    is_whole = isinstance(steps, int) and not isinstance(steps, bool)
+    require(is_whole and 1 <= steps <= T, f"steps={in_short(steps)}",
             f"1 to {T}, the number of timesteps the model was trained with")
     t = [round(T - i * T / steps) - 1 for i in range(steps)]
     return list(zip(t, t[1:] + [-1]))
@@ -92,6 +95,28 @@ def classifier_free_guidance(
         y = y * (1 + rescale * (cond.std(axes, keepdim=True) / y.std(axes, keepdim=True) - 1))
     return y
 
+# %% ../../nbs/11_sampling.ipynb #0383e15f
+def checked_scale(scale: Any) -> float | torch.Tensor:
+    "The guidance scale as one number, or as a tensor [B] with one an image; a `UserError` for anything else."
+    scale = plain_number(scale)
+    if not isinstance(scale, (list, tuple, np.ndarray, torch.Tensor)):
+        return require_number("guidance_scale", scale, 0, 1000)
+    given = scale if isinstance(scale, (list, tuple)) else scale.tolist()
+    each = [require_number("guidance_scale", value, 0, 1000) for value in given]
+    require(len(each) > 0, f"guidance_scale={in_short(scale)}", "a number, or a list of numbers, one an image")
+    return scale if torch.is_tensor(scale) else torch.tensor(each)
+
+
+def checked_interval(interval: Any) -> list[float] | None:
+    "The guidance interval as two numbers, or a `UserError`."
+    if interval is None:
+        return None
+    ends = [plain_number(end) for end in interval] if isinstance(interval, Iterable) else []
+    numbers = [end for end in ends if isinstance(end, (int, float)) and not isinstance(end, bool)]
+    fits = len(ends) == len(numbers) == 2 and 0 <= numbers[0] <= numbers[1]
+    require(fits, f"guidance_interval={in_short(interval)}", "[low, high] with 0 ≤ low ≤ high, in σ")
+    return numbers
+
 # %% ../../nbs/11_sampling.ipynb #f6c579e6
 class SamplerStep(NamedTuple):
     "Sampling step, with all that a picture of it needs: a trajectory can be scrubbed without the model."
@@ -112,7 +137,7 @@ class SamplerStep(NamedTuple):
 class Sampler:
     "Base class of samplers: the sampling loop. A sampler of its own only says how to get from x_t to the next x."
     steps: int = 12                   # model evaluations
-    guidance_scale: float = 2.0       # s (the paper's w is s − 1)
+    guidance_scale: Any = 2.0         # s (the paper's w is s − 1): one number, or a list or tensor with one an image
     guidance_rescale: float = 0.0     # φ, 0 to 1
     guidance_interval: Sequence[float] | None = None  # [low, high] in σ = √((1−ᾱ)/ᾱ); outside it s = 1
     clip: bool = True                 # keep the predicted x0 in [−1, 1]
@@ -128,17 +153,14 @@ class Sampler:
         raise NotImplementedError
 
     def check(self) -> None:
-        "Raise a `UserError` for settings that cannot work."
-        scale = self.guidance_scale
-        for value in scale.flatten().tolist() if torch.is_tensor(scale) else [scale]:
-            require_number("guidance_scale", value, 0, 1000)
-        require_number("guidance_rescale", self.guidance_rescale, 0, 1)
-        if self.guidance_interval is not None:
-            low, high = self.guidance_interval
-            require(0 <= low <= high, f"guidance_interval={list(self.guidance_interval)}",
-                    "[low, high] with 0 ≤ low ≤ high, in σ")
+        "Raise a `UserError` for settings that cannot work; numbers of NumPy and tensors become Python's own."
+        self.steps, self.clip = plain_number(self.steps), plain_number(self.clip)
+        self.guidance_scale = checked_scale(self.guidance_scale)
+        self.guidance_rescale = require_number("guidance_rescale", self.guidance_rescale, 0, 1)
+        self.guidance_interval = checked_interval(self.guidance_interval)
+        require(isinstance(self.clip, bool), f"clip={in_short(self.clip)}", "True or False")
 
-    def _scale_at(self, a: float, b: float) -> float:
+    def _scale_at(self, a: float, b: float) -> float | torch.Tensor:
         "The guidance scale at signal level a and noise level b: 1 outside the guidance interval."
         if self.guidance_interval is None:
             return self.guidance_scale
@@ -198,7 +220,7 @@ class DDIM(Sampler):
 
     def check(self) -> None:
         super().check()
-        require_number("eta", self.eta, 0, 1)
+        self.eta = require_number("eta", self.eta, 0, 1)
 
     def update(self, step, alpha_bar, alpha_bar_next, noise, state):
         variance = self.eta**2 * (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next)
@@ -247,6 +269,7 @@ def inpaint(
     noise: Callable[[], torch.Tensor],  # e.g. a `NoiseStream` of its own
 ) -> Callable[[torch.Tensor, int], torch.Tensor]:  # for `on_step`
     "Inpainting hook: known pixels are replaced by the picture at the step's timestep (Lugmayr et al. 2022, eq. 8)."
+    require(keep.dtype is torch.bool, f"keep of {keep.dtype}", "torch.bool, True where a pixel stays")
     def hook(x: torch.Tensor, t_next: int) -> torch.Tensor:
         if t_next < 0:
             return torch.where(keep, known, x)
@@ -263,7 +286,7 @@ def sdedit_start(
     noise: Callable[[], torch.Tensor],
 ) -> dict:                 # `x` and `pairs` for `sample` or `iterate`
     "SDEdit: begin with an image instead of noise (Meng et al. 2022)."
-    require_number("strength", strength, 0, 1)
+    strength, steps = require_number("strength", strength, 0, 1), plain_number(steps)
     pairs = trailing_step_pairs(diffusion.timesteps, steps)
     pairs = pairs[min(round((1 - strength) * steps), steps - 1):]
     t = torch.full((len(image),), pairs[0][0], device=image.device)

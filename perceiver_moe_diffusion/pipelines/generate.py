@@ -6,7 +6,7 @@
 __all__ = ['GeneratorPipeline']
 
 # %% ../../nbs/51_generate.ipynb #9042a68b
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..core import require
 from ..diffusion.process import Diffusion
 from ..diffusion.sampling import NoiseStream, Sampler, SamplerStep
-from .base import SamplingPipeline, portions
+from .base import Labels, SamplingPipeline, portions
 
 # %% ../../nbs/51_generate.ipynb #4a2d503d
 class GeneratorPipeline(SamplingPipeline):
@@ -33,21 +33,31 @@ class GeneratorPipeline(SamplingPipeline):
         )
         self.settings()
 
+    def settings_for(self,
+        labels: torch.Tensor,     # [N]
+        changes: dict[str, Any],  # of the sampler's settings
+    ) -> Sampler:
+        "The sampler for these images: a list of guidance scales must have one for each."
+        sampler = self.settings(**changes)
+        scale = sampler.guidance_scale
+        require(
+            not torch.is_tensor(scale) or scale.shape == labels.shape,
+            f"guidance_scale as a list or tensor of another length ({len(scale) if torch.is_tensor(scale) else 1})",
+            f"one number, or [{len(labels)}], one an image",
+        )
+        return sampler
+
     def sample(self,
-        labels: int | Sequence[int] | torch.Tensor,  # what to draw, one image per label
+        labels: Labels,                # what to draw, one image per label: numbers or names
         seed: int = 0,                 # image i depends on (seed, i) and its label, not on the others
         progress: bool = False,
         batch_size: int = 250,         # images at a time
         **changes: Any,                # sampler settings: guidance_scale, steps, …
     ) -> torch.Tensor:                 # [N, C, H, W] in [−1, 1], on the device of the model
-        "Sample images of classes. `guidance_scale` may be a tensor [N]: a scale of its own for each image."
-        labels, sampler = self.labels(labels), self.settings(**changes)
-        seeds, scale = self.seeds(seed, len(labels)), sampler.guidance_scale
-        require(
-            not torch.is_tensor(scale) or scale.shape == labels.shape,
-            "guidance_scale as a tensor of another length",
-            f"one number, or [{len(labels)}]",
-        )
+        "Sample images of classes. `guidance_scale` may be a list or tensor [N]: a scale of its own for each image."
+        labels = self.labels(labels)
+        sampler, seeds = self.settings_for(labels, changes), self.seeds(seed, len(labels))
+        scale = sampler.guidance_scale
         bar = partial(tqdm, total=sampler.steps, desc="sampling") if progress else None
         images = []
         for part in portions(len(labels), batch_size):
@@ -57,17 +67,18 @@ class GeneratorPipeline(SamplingPipeline):
         return torch.cat(images)
 
     def steps(self,
-        labels: int | Sequence[int] | torch.Tensor,  # what to draw, one image per label
+        labels: Labels,          # what to draw, one image per label: numbers or names
         seed: int = 0,
-        **changes: Any,                              # sampler settings
-    ) -> Iterator[SamplerStep]:                      # from noise to image; the last `x_next` is what `sample` returns
+        **changes: Any,          # sampler settings
+    ) -> Iterator[SamplerStep]:  # from noise to image; the last `x_next` is what `sample` returns
         "Sample step by step, each step computed when it is asked for. Mistakes are told at once."
-        labels, sampler = self.labels(labels), self.settings(**changes)
+        labels = self.labels(labels)
+        sampler = self.settings_for(labels, changes)
         noise = NoiseStream(self.seeds(seed, len(labels)), self.model.input_shape, self.device)
         return sampler.iterate(self.model, self.diffusion, labels, noise.draw(1)[0], noise)
 
     def trajectory(self,
-        labels: int | Sequence[int] | torch.Tensor,
+        labels: Labels,
         seed: int = 0,
         **changes: Any,
     ) -> list[SamplerStep]:

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..core import UserError, require
+from ..labels import suggestion
 from ..pipelines.files import RENAMED_CLASSES, RENAMED_SETTINGS
 from .schemas import ROOT_SCHEMAS, SCHEMAS, check_ranges, register, settings_before_nodes
 
@@ -136,11 +137,6 @@ def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]: 
     "The most similar of the names (Ratcliff and Obershelp's measure, 0 to 1), if any is similar enough."
     return difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
 
-
-def suggestion(word: str, known: Sequence[str]) -> str:
-    "\" Did you mean …?\", if something is near."
-    near = closest(word, known, cutoff=0.5)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def check_searchpath(override: Override) -> None:

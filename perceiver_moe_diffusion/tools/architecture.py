@@ -29,7 +29,8 @@ class Room:
 
 HEAVY = ("lightning", "hydra", "sklearn", "torchvision", "torchmetrics", "matplotlib")
 MODEL_ROOMS = ("core", "models", "diffusion")
-TRAINED_ROOMS = (*MODEL_ROOMS, "compat", "data", "training", "pipelines", "image_grid", "figures", "evaluation")
+TRAINED_ROOMS = (*MODEL_ROOMS, "compat", "labels", "data", "training", "pipelines", "image_grid", "figures",
+                 "evaluation")
 
 # %% ../../nbs/94_architecture.ipynb #732343aa
 ROOMS = {
@@ -42,9 +43,11 @@ ROOMS = {
         only=("torch", "einops"),
     ),
     "diffusion": Room("The forward process and its loss; samplers and guidance.", ("core",), only=("torch", "einops")),
+    "labels": Room("Classes by number or by name.", ("core",), only=("torch", "numpy")),
     "data": Room("Images, texts, questions; splits and batches that depend on nothing but a seed and a number.",
-                 ("core", "compat"), never=("lightning", "hydra", "matplotlib")),
-    "pipelines": Room("Trained models in use: draw, classify, enlarge; save and load.", MODEL_ROOMS, never=HEAVY),
+                 ("core", "compat", "labels"), never=("lightning", "hydra", "matplotlib")),
+    "pipelines": Room("Trained models in use: draw, classify, enlarge; save and load.", (*MODEL_ROOMS, "labels"),
+                      never=HEAVY),
     "training": Room("The training loop and its tasks.", (*MODEL_ROOMS, "compat", "data")),
     "image_grid": Room("Images side by side as one picture, without a drawing library.", ("core",), never=HEAVY),
     "figures": Room("Pictures of images, trajectories, routing and curves in one style.", (*MODEL_ROOMS, "image_grid")),
