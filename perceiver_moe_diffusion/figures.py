@@ -18,6 +18,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib import rcsetup
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from .core import atomic_write, require
@@ -39,6 +40,7 @@ STYLE: dict[Any, Any] = {  # readable on a white page and in dark mode: every fi
     "font.size": 9,
     "axes.titlesize": 10,
     "figure.dpi": 90,
+    "text.parse_math": False,  # a class may be called "$5": names are shown as they are, never read as formulas
     "axes.prop_cycle": rcsetup.cycler(
         color=["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000"]
     ),
@@ -149,6 +151,8 @@ def show_curves(
 
 # %% ../nbs/61_figures.ipynb #77b6e5a1
 def save_figure(figure: Figure, path: Path | str) -> None:
-    "Write a figure as a PNG file, whole or not at all (atomic write)."
+    "Write a figure as what its name ends in (PNG, PDF, SVG …), whole or not at all (atomic write)."
+    kind, kinds = Path(path).suffix.lower().removeprefix("."), FigureCanvasBase.get_supported_filetypes()
+    require(kind in kinds, f"the figure {path}", "a file name that ends in " + ", ".join(f".{kind}" for kind in kinds))
     with atomic_write(path) as file:
-        figure.savefig(file, dpi=110, format="png")
+        figure.savefig(file, dpi=110, format=kind)

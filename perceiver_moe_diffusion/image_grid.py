@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw
 
-from .core import atomic_write, require
+from .core import atomic_write, in_short, require
 
 # %% ../nbs/60_image_grid.ipynb #cc901ba1
 def tile(
@@ -45,6 +45,7 @@ def png_grid(
     require(scale >= 1, f"scale={scale}", "1 or more")
     array = tile(images, columns).repeat(scale, axis=0).repeat(scale, axis=1)
     grid = Image.fromarray((255 * array).round().astype(np.uint8))
+    row_names, column_names = ([in_short(name, 40) for name in names] for names in (row_names, column_names))
     left, top = 8 * max(map(len, row_names), default=0), 14 if column_names else 0
     picture = Image.new(grid.mode, (left + grid.width, top + grid.height), "white")
     picture.paste(grid, (left, top))
@@ -63,7 +64,11 @@ def save_images(
     path: Path | str,
     columns: int,          # divides N
     scale: int = 4,        # pixels of the file for a pixel of the image
+    row_names: Sequence[str] = (),
+    column_names: Sequence[str] = (),
 ) -> None:
     "Write a batch of images as a PNG grid, each pixel `scale` pixels wide, whole or not at all (atomic write)."
+    is_png = Path(path).suffix.lower() == ".png"
+    require(is_png, f"the picture {path}", "a file name that ends in .png, which it will be")
     with atomic_write(path) as file:
-        file.write_bytes(png_grid(images, columns, scale))
+        file.write_bytes(png_grid(images, columns, scale, row_names, column_names))

@@ -175,11 +175,26 @@ def test_a_saved_figure_is_a_png_of_at_most_100_kb_and_alone_in_its_folder(name,
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("name", ["a.png", "without_ending", "wrong.jpg"])
-def test_the_file_is_a_png_of_exactly_the_name_given(name, tmp_path):
+@pytest.mark.parametrize("name, first", [
+    ("a.png", b"\x89PNG"), ("a.PNG", b"\x89PNG"), ("f.pdf", b"%PDF-"), ("f.svg", b"<?xml"), ("f.jpg", b"\xff\xd8\xff")])
+def test_a_file_is_what_its_name_says(name, first, tmp_path):
     save_figure(show_load(torch.ones(1, 2)), tmp_path / name)
-    read_png(tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes().startswith(first) and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["without_ending", "f.docx", "f.", ".png"])
+def test_a_name_that_promises_what_cannot_be_written_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match=r"allowed: a file name that ends in .*\.pdf.*\.png"):
+        save_figure(show_load(torch.ones(1, 2)), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_classes_are_shown_as_they_are(tmp_path):
+    names = ["$5", r"$\frac$", "a_b^c", "100 %"]
+    save_figure(show_grid(torch.zeros(4, 1, 2, 2), 2, names[:2], names[2:], title="$ and $"), tmp_path / "a.png")
+    figure = show_grid(torch.zeros(4, 1, 2, 2), 2, names[:2], names[2:])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names[:2]
+    assert read_png(tmp_path / "a.png").min() < 0.5
 
 
 class Interrupted:

@@ -99,11 +99,23 @@ def test_saved_images_come_back_pixel_by_pixel(channels, tmp_path):
         np.testing.assert_allclose(array[offset::3, offset::3], np.broadcast_to(expected, (7, 11, 3)), atol=0.501 / 255)
 
 
-@pytest.mark.parametrize("name", ["a.png", "without_ending", "wrong.jpg"])
-def test_the_file_is_a_png_of_exactly_the_name_given(name, tmp_path):
-    save_images(numbered(2, 1, 4, 4), tmp_path / name, 2)
-    pixels_of((tmp_path / name).read_bytes())
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+def test_the_file_is_a_png_of_exactly_the_name_given(tmp_path):
+    save_images(numbered(2, 1, 4, 4), tmp_path / "A.PNG", 2, row_names=["one"], column_names=["left", "right"])
+    named = png_grid(numbered(2, 1, 4, 4), 2, row_names=["one"], column_names=["left", "right"])
+    assert (tmp_path / "A.PNG").read_bytes() == named and [path.name for path in tmp_path.iterdir()] == ["A.PNG"]
+
+
+@pytest.mark.parametrize("name", ["without_ending", "wrong.jpg", "f.pdf", ".png"])
+def test_a_name_that_promises_another_kind_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match=r"allowed: a file name that ends in \.png"):
+        save_images(numbered(2, 1, 4, 4), tmp_path / name, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["猫", "naïve", "two\nlines", "a" * 500, "$x$", "", "\u202eright to left"])
+def test_any_name_of_a_class_can_be_written_into_the_margins(name):
+    array = pixels_of(png_grid(numbered(2, 1, 4, 4), 2, 4, [name], [name, "b"]))
+    assert array.shape[0] == 14 + 4 * 4 and array.shape[1] == 4 * 9 + 8 * min(len(name), 40)
 
 
 def test_an_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):

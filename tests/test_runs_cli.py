@@ -251,7 +251,7 @@ def test_a_damaged_checkpoint_is_one_line(somewhere, capsys):
 
 
 @pytest.mark.parametrize("mistake, said", [
-    ({"label": 10}, "0 to 9"), ({"label": -1}, "0 to 9"), ({"label": "three"}, "0 to 9"), ({"label": 2.5}, "0 to 9"),
+    ({"label": 10}, "0 to 9"), ({"label": -1}, "0 to 9"), ({"label": "three"}, "or these names"), ({"label": 2.5}, "0 to 9"),
     ({"label": []}, "0 to 9"), ({"label": [3, 12]}, "0 to 9"), ({"out": "nowhere/x.png"}, "a folder that exists"),
     ({"out": "x.jpg"}, ".png"), ({"out": "folder.png"}, ".png"), ({"seed": -1}, "seed=-1"),
     ({"sampler.steps": 2000}, "1 to 1000"), ({"run": "nowhere"}, "no model at nowhere"),
@@ -276,14 +276,14 @@ def test_a_mistake_typed_to_pmd_sample_has_status_2(somewhere, capsys, mistake, 
 def test_a_picture_of_what_was_asked_for(finished, somewhere, capsys):
     status, out, _ = typed_in(capsys, pmd_sample, f"run={finished}", "label=3", "guidance_scale=3", "steps=2", "seed=0",
                               "out=three.png")
-    assert (status, out) == (0, "1 image: three.png\n") and pictures.imread("three.png").shape[:2] == (160, 160)
+    assert (status, out) == (0, "1 image of 3: three.png\n") and pictures.imread("three.png").shape[:2] == (160, 160)
 
 
 @pytest.mark.parametrize("name, size", [("digits", 8), ("mnist", 28)])
 def test_a_model_that_comes_with_the_package_needs_no_run(somewhere, capsys, name, size):
     status, out, _ = typed_in(capsys, pmd_sample, f"model={name}", "label=7", "steps=2")
     side = size * max(4, 160 // size)
-    assert (status, out) == (0, "1 image: samples.png\n")
+    assert (status, out) == (0, "1 image of 7: samples.png\n")
     assert pictures.imread("samples.png").shape[:2] == (side, side)
 
 
@@ -291,10 +291,45 @@ def test_pictures_follow_labels_count_and_seed(finished, somewhere):
     wish = {"run": str(finished), "label": [3, 7], "count": 3, "sampler.steps": 2}
     draw = lambda **more: sample_images(changed({**wish, **more}, "sample", "run=x", "sampler=ddim")).read_bytes()
     first = draw()
-    assert pictures.imread("samples.png").shape[:2] == ((2 * 8 + 1) * 20, (3 * 8 + 2) * 20)
+    assert pictures.imread("samples.png").shape[:2] == ((2 * 8 + 1) * 20, 8 + (3 * 8 + 2) * 20)
     assert draw() == first and draw(seed=1) != first
     draw(label=None, count=1)
-    assert pictures.imread("samples.png").shape[:2] == (8 * 20, (10 * 8 + 9) * 20)
+    assert pictures.imread("samples.png").shape[:2] == (14 + 8 * 20, (10 * 8 + 9) * 20)
+
+
+def renamed(folder, target, class_names):
+    "A copy of a trained model whose classes have other names."
+    target.mkdir()
+    about = json.loads((folder / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**about, "class_names": class_names}))
+    (target / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    return target
+
+
+ZOO = ["cat", "dog", "black cat", "3 owls", "no", "Ünicorn", "a,b", "null", "12", "9"]
+
+
+@pytest.mark.parametrize("typed, said", [
+    ("label=cat", "1 image of cat"), ("label=dog", "1 image of dog"), ("label=[cat,dog,cat]", "3 images of cat, dog"),
+    ("label=black cat", "1 image of black cat"), ("label=3 owls", "1 image of 3 owls"), ("label=no", "1 image of no"),
+    ("label=Ünicorn", "1 image of Ünicorn"), ("label='a,b'", "1 image of a,b"), ("label='null'", "1 image of null"),
+    ("label=8", "1 image of 12 (label 8)"), ("label='12'", "1 image of 12 (label 8)"),
+    ("label='8'", "1 image of 12 (label 8)"),
+    ("label=9", "1 image of 9"), ("label=[1,black cat]", "2 images of dog, black cat"),
+    ("label=null", "10 images of cat, dog, black cat, 3 owls, no, Ünicorn, a,b, null, 12 (label 8), 9")])
+def test_classes_are_asked_for_by_name_and_named_in_the_answer(finished, somewhere, capsys, typed, said):
+    zoo = renamed(finished, somewhere / "zoo", ZOO)
+    status, out, err = typed_in(capsys, pmd_sample, f"run={zoo}", typed, "steps=1")
+    assert (status, out) == (0, f"{said}: samples.png\n"), err
+
+
+@pytest.mark.parametrize("typed, near", [
+    ("label=cta", "cat"), ("label=[cat,dig]", "dog"), ("label=BLACK CAT", "black cat")])
+def test_a_name_that_is_not_there_gets_the_nearest(finished, somewhere, capsys, typed, near):
+    zoo = renamed(finished, somewhere / "zoo", ZOO)
+    said = refused(capsys, pmd_sample, f"run={zoo}", typed)
+    assert f"Did you mean {near}?" in said and "black cat, 3 owls" in said
+    assert [path.name for path in somewhere.iterdir()] == ["zoo"]
 
 
 def test_a_run_is_measured_again_also_without_its_log(finished, tmp_path, capsys):

@@ -56,7 +56,9 @@ def test_the_table_shows_what_has_a_title_with_its_guidance_scale():
 
 
 @pytest.mark.parametrize("value, text", [(99873, "99,873"), (3419000.0, "3.419e+06"), (0.25, "0.25"),
-                                         ((0.5, 0.25, 0.75), "0.5  [0.25, 0.75]"), ([0.25, 0.75], "[0.25, 0.75]")])
+                                         ((0.5, 0.25, 0.75), "0.5  [0.25, 0.75]"), ([0.25, 0.75], "[0.25, 0.75]"),
+                                         (None, "–"), (float("nan"), "–"), (float("-inf"), "–"),
+                                         ((0.5, None, float("nan")), "0.5  [–, –]")])
 def test_a_number_is_told_in_four_digits(value, text):
     assert format_number(value) == text
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..core import require
+from ..core import require, require_number, require_whole
 from .batches import Batch, StepLoader, keep_classes, split_indices, subsample_per_class
 
 # %% ../../nbs/42_module.ipynb #99c0a057
@@ -31,10 +31,13 @@ class DataModule:
         seed: int = 0,                    # order of the batches
         augment: Callable[[torch.Tensor], torch.Tensor] | None = None,  # on training examples only, e.g. `CropFlip()`
         shots: int | None = None,         # keep so many training examples of each class; None: all
-        classes: list[int] | None = None, # keep these classes, numbered anew in this order; None: all
+        classes: Sequence[int | str] | str | None = None,  # keep these, by number or name, in this order; None: all
     ):
         for name, value in dict(val_fraction=val_fraction, test_fraction=test_fraction).items():
-            require(0 < value < 1, f"data.{name}={value}", "more than 0 and less than 1")
+            share = require_number(f"data.{name}", value, 0, 1)
+            require(0 < share < 1, f"data.{name}={share}", "more than 0 and less than 1")
+        batch_size = require_whole("data.batch_size", batch_size, 1)
+        seed, split_seed = require_whole("data.seed", seed), require_whole("data.split_seed", split_seed)
         data = dataset(root)
         indices: Sequence[torch.Tensor] = split_indices(data, val_fraction, test_fraction, split_seed)
         if classes is not None:

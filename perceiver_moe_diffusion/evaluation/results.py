@@ -157,7 +157,7 @@ def table_of(
 # %% ../../nbs/70_results.ipynb #e66d0439
 def format_mean(mean: Mean | None, digits: int) -> str:
     "A mean with its interval to some significant digits; — where there is none."
-    if mean is None:
+    if mean is None or not np.isfinite(mean.value):
         return "—"
     number = lambda value: f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
     value, low, high = map(number, mean)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..compat import keep_memory
 from ..core import UserError, process_rank, require
 from ..image_grid import save_images
+from ..labels import class_title, name_list
 from ..pipelines.files import from_pretrained, load_pipeline, pretrained_folders
 from ..pipelines.generate import GeneratorPipeline
 from .build import check_data, instantiate_node
@@ -53,8 +54,13 @@ def sample_images(config: DictConfig) -> Path:  # the picture
 
     keep_memory()
     images = pipeline.sample(wanted.repeat_interleave(config.count), seed=config.seed, progress=True)
-    save_images(images, out, config.count if config.count > 1 else len(wanted), scale=max(4, 160 // images.shape[-1]))
-    print(f"{len(images)} image{'s' if len(images) > 1 else ''}: {out}")
+    titles = [class_title(label, pipeline.class_names) for label in wanted.tolist()]
+    names = titles if len(titles) > 1 else ()  # a single class needs no name beside it
+    rows, columns = (names, ()) if config.count > 1 else ((), names)
+    save_images(images, out, config.count if config.count > 1 else len(wanted), max(4, 160 // images.shape[-1]),
+                rows, columns)
+    shown = name_list(list(dict.fromkeys(titles)), 12)
+    print(f"{len(images)} image{'s' if len(images) > 1 else ''} of {shown}: {out}")
     return out
 
 # %% ../../nbs/89_cli.ipynb #56cd4efe

@@ -7,17 +7,18 @@ __all__ = ['results_table', 'evaluate_run']
 
 # %% ../../nbs/87_report.ipynb #fe95cc9f
 import csv
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from ..compat import keep_memory, silence_lightning
-from ..core import process_rank, require, write_json, write_table
+from ..core import require, write_json, write_table
+from ..data.batches import keep_classes
 from ..data.module import DataModule
-from ..evaluation.generate import missing_before_training
-from ..evaluation.metrics import describe_missing
 from ..figures import save_figure, show_curves
 from ..pipelines.files import load_pipeline
 from ..pipelines.generate import GeneratorPipeline
@@ -71,29 +72,35 @@ RESULT_TITLES = {
 
 
 def format_number(value: Any) -> str:
-    "Format a result in four digits; a mean with its confidence interval."
+    "Format a result in four digits; a mean with its confidence interval; – for what could not be computed."
     if isinstance(value, (tuple, list)):
-        *mean, low, high = (f"{item:.4g}" for item in value)
+        *mean, low, high = map(format_number, value)
         return "  ".join([*mean, f"[{low}, {high}]"])
+    if value is None or not math.isfinite(value):
+        return "–"
     return f"{value:,d}" if isinstance(value, int) else f"{value:.4g}"
 
 # %% ../../nbs/87_report.ipynb #147ae342
 def results_table(results: dict) -> str:
     "Summary table of an evaluation: the results that fit on a screen, one per line."
     shown = [(title.format(**results), name) for name, title in RESULT_TITLES.items() if name in results]
-    lines = [f"{title:<48}{format_number(results[name])}" for title, name in shown]
-    missing = describe_missing(results.get("not_computed", {}))
-    return "\n".join([*lines, missing] if missing else lines)
+    return "\n".join(f"{title:<48}{format_number(results[name])}" for title, name in shown)
 
-# %% ../../nbs/87_report.ipynb #37256e2f
-def tell_missing(
-    evaluation: Any,  # a function of an evaluation with its settings
-    data: DataModule,
-) -> None:
-    "Print the figures that an evaluation will not compute on this data, and why: before training, in one line."
-    missing = describe_missing(missing_before_training(evaluation, data))
-    if missing and process_rank() == 0:
-        print(missing, flush=True)
+# %% ../../nbs/87_report.ipynb #06b62140
+def in_words_order(dataset: Callable[[str | None], Any], root: str | None) -> Any:
+    "A data set with its classes sorted as words, as up to version 0.4.0."
+    data = dataset(root)
+    return keep_classes(data, [], sorted(data.class_names))[0]
+
+
+def data_for(config: DictConfig, class_names: Sequence[str]) -> DataModule:
+    "The data of a configuration, with the classes numbered as a trained model has them."
+    data = instantiate_node(config.data)
+    if data.examples.class_names == class_names or len(set(class_names)) < len(class_names):
+        return data
+    old_order = partial(in_words_order, instantiate_node(config.data.dataset))
+    renumbered = instantiate_node(config.data, dataset=old_order)
+    return renumbered if renumbered.examples.class_names == class_names else data
 
 # %% ../../nbs/87_report.ipynb #ab4348b6
 SAME_DATA_MAY_CHANGE = ("data.root", "data.batch_size", "data.seed", "data.dataset.cache",
@@ -121,7 +128,8 @@ def evaluate_run(config: DictConfig) -> dict:
     silence_lightning()
     keep_memory()
     folder = Path(config.run)
-    pipeline, data = load_pipeline(folder).to(config.device), instantiate_node(config.data)
+    pipeline = load_pipeline(folder).to(config.device)
+    data = data_for(config, pipeline.class_names)
     same_data(config, pipeline, data, folder)
     check_writable(folder, "run")
     results = instantiate_node(config.evaluation)(pipeline, data)

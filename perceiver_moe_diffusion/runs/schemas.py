@@ -45,7 +45,7 @@ class DataConfig(Node):
     root: str | None = None                      # folder of the data; null: downloaded to a cache, where that applies
     augment: Any = None                          # a node: images -> images, on training images only
     shots: int | None = bounded(None, 1)         # keep so many training images of each class
-    classes: list[int] | None = None             # keep these classes, numbered anew in this order
+    classes: Any = None                          # keep these classes, by number or by name, in this order
     batch_size: int = bounded(64, 1)             # over all processes together
     val_fraction: float = bounded(0.1, 0.001, 0.999)
     test_fraction: float = bounded(0.2, 0.001, 0.999)

@@ -8,6 +8,7 @@ __all__ = ['sweep']
 # %% ../../nbs/88_sweep.ipynb #1ea38af8
 import itertools
 import json
+import math
 import re
 import shlex
 import sys
@@ -91,7 +92,10 @@ def sweep_table(rows: Sequence[dict], varied: Sequence[str]) -> str:
     def cell(row: dict, name: str) -> str:
         if "error" in row and name in measured:
             return "failed" if name == measured[0] else ""
-        return f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name])
+        value = row.get(name)  # one job may lack a figure that another has: too few images, a distance of nothing
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            return "–"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     # a classifier draws no images
     measured = [name for name in SWEEP_COLUMNS if any(name in row for row in rows)] or SWEEP_COLUMNS[:1]
