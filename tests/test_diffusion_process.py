@@ -1,6 +1,7 @@
 # Made from nbs/10_process.ipynb by `pmd-dev tests`. Edit the notebook.
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -145,7 +146,7 @@ def test_two_processes_share_one_draw():
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(timesteps=1), "timesteps=1 is not possible; allowed: 2 or more"),
+    (dict(timesteps=1), "timesteps=1 is not possible; allowed: a whole number, 2 or more"),
     (dict(prediction_type="eps", zero_snr=True),
      "prediction_type=eps with zero terminal SNR is not possible; allowed: x0 or v"),
     (dict(prediction_type="w"), "prediction_type=w is not possible; allowed: eps, x0, v"),
@@ -154,6 +155,29 @@ def test_two_processes_share_one_draw():
 def test_impossible_settings_are_refused_with_one_sentence(options, message):
     with pytest.raises(UserError, match=message):
         Diffusion(**options)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int64, torch.tensor])
+def test_settings_may_be_numbers_of_numpy_or_tensors(kind):
+    diffusion = Diffusion(kind(100), label_dropout=np.float32(0.5), min_snr_gamma=kind(5))
+    assert diffusion.timesteps == 100 and type(diffusion.label_dropout) is float and diffusion.min_snr_gamma == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_timesteps_of_any_width_are_an_index_and_bytes_no_mask(dtype):
+    diffusion, x0, t = Diffusion(100, min_snr_gamma=5), torch.randn(3, 1, 2, 2), torch.tensor([0, 1, 99])
+    for a, b in ((diffusion.rates(t.to(dtype), x0), diffusion.rates(t, x0)),
+                 (diffusion.weight(t.to(dtype)), diffusion.weight(t))):
+        assert all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize("t, x0, said", [
+    (torch.tensor([True]), torch.zeros(1, 1, 2, 2), "timesteps of torch.bool"),
+    (torch.tensor([0.5]), torch.zeros(1, 1, 2, 2), "timesteps of torch.float32"),
+    (torch.tensor([0]), torch.zeros(1, 1, 2, 2, dtype=torch.uint8), "images of torch.uint8")])
+def test_what_would_be_rounded_to_nothing_is_refused(t, x0, said):
+    with pytest.raises(UserError, match=said):
+        Diffusion(100).q_sample(x0, t, torch.zeros(1, 1, 2, 2))
 
 
 def test_posterior_is_bayes_rule():

@@ -304,6 +304,8 @@ def test_the_table_of_accuracies_has_the_classes_that_occur():
     judged = FeatureSet(torch.zeros(4, 1, 8, 8), labels, torch.zeros(4, 64), torch.tensor([0, 1, 0, 2]))
     table = accuracy_table(judged, ["zero", "one", "two"])
     assert {name: round(mean.value, 3) for name, mean in table.items()} == {"all": 0.75, "zero": 0.667, "two": 1.0}
+    table = accuracy_table(judged, ["all", "one", "two"])
+    assert {name: round(mean.value, 3) for name, mean in table.items()} == {"all": 0.75, "class all": 0.667, "two": 1.0}
 
 
 def test_quality_draws_its_real_images_by_seed_and_takes_no_more_than_there_are():

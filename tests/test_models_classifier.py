@@ -1,6 +1,7 @@
 # Made from nbs/26_classifier.ipynb by `pmd-dev tests`. Edit the notebook.
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from lightning import Trainer
@@ -70,6 +71,18 @@ def test_what_is_padding_says_nothing_about_the_class():
         before = net(ids)
         net.preprocess.byte.weight[TextPreprocessor.PAD] += 100
     assert_close(net(ids), before)
+
+
+@pytest.mark.parametrize("inputs, said", [
+    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "torch.uint8"), (torch.zeros(1, 8, 8), "images of shape (1, 8, 8)"),
+    (torch.zeros(2, 1, 8, 8).double(), "torch.float64"), (np.zeros((2, 1, 8, 8), np.float32), "images as ndarray"),
+    (torch.zeros(2, 3, 8, 8), "images of shape (2, 3, 8, 8)"), (None, "images as NoneType")],
+    ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_no_batch_of_images_is_refused_with_one_sentence(inputs, said):
+    for preprocessor in (partial(ImagePreprocessor, patch_size=2), partial(ConvPreprocessor, channels=(16, 24))):
+        with pytest.raises(UserError, match="is not possible; allowed: a tensor of shape") as error:
+            small(preprocessor=preprocessor)(inputs)
+        assert said in str(error.value)
 
 
 def fit(net, steps=150, data=None, **settings):

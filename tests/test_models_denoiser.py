@@ -71,8 +71,32 @@ def test_the_routing_record_changes_nothing():
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8), (1, 4, 8)])
 def test_images_of_another_shape_are_refused_with_one_sentence(shape):
-    with pytest.raises(UserError, match=r"images of shape .* allowed: \(1, 8, 8\)"):
+    with pytest.raises(UserError, match=r"images of shape .* allowed: a tensor of shape \(any, 1, 8, 8\) of floats"):
         tiny()(torch.randn(2, *shape), torch.tensor([0, 1]), torch.tensor([0, 1]))
+
+
+X, T, LABEL = torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize("x, t, label, said", [
+    (X.byte(), T, LABEL, "images of shape (2, 1, 8, 8) and torch.uint8"), (X.double(), T, LABEL, "torch.float64"),
+    (X[0], T, LABEL, "images of shape (1, 8, 8)"), (X.numpy(), T, LABEL, "images as ndarray"),
+    (X, 5, LABEL, "timesteps as int"), (X, T[:1], LABEL, "timesteps of shape (1,)"), (X, T.bool(), LABEL, "torch.bool"),
+    (X, T[0], LABEL, "timesteps of shape ()"), (X, T, 3, "labels as int"), (X, T, [0, 1], "labels as list"),
+    (X, T, "cat", "labels as str"), (X, T, LABEL.float(), "labels of shape (2,) and torch.float32"),
+    (X, T, LABEL[:, None], "labels of shape (2, 1)"), (X, T, torch.tensor([0, 11]), "labels from 0 to 11"),
+    (X, T, torch.tensor([-1, 3]), "labels from -1 to 3")], ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_no_batch_is_refused_with_one_sentence(x, t, label, said):
+    with pytest.raises(UserError, match="is not possible; allowed: ") as error:
+        tiny()(x, t, label)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_and_timesteps_may_be_whole_numbers_of_any_width(dtype):
+    net, x = tiny().eval(), torch.randn(2, 1, 8, 8)
+    assert torch.equal(net(x, T.to(dtype), LABEL.to(dtype)), net(x, T, LABEL))
+    assert torch.equal(net(x, T.float(), LABEL), net(x, T, LABEL))
 
 
 def x0_errors_after_training(query, residual, steps=60):

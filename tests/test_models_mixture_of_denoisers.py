@@ -129,7 +129,19 @@ def test_a_condition_outside_the_classes_is_refused(bad):
     label[4] = bad
     message = f"a condition of .*{bad}.* 0 to 9, the classes of the router, and 10 for no label"
     with pytest.raises(UserError, match=message):
-        mixture(LabelRouter)(x, t, label)
+        mixture(LabelRouter).router(t, label)
+    with pytest.raises(UserError, match=f"labels from .*{bad}.* 0 to 9, the classes of this model, and 10 for no lab"):
+        mixture(IntervalRouter)(x, t, label)
+
+
+@pytest.mark.parametrize("router", [IntervalRouter, NoiseRouter, LabelRouter])
+def test_bytes_are_labels_and_no_mask(router):
+    net, (x, t, label) = mixture(router).eval(), batch()
+    assert torch.equal(net(x, (t % 256).byte(), label.byte()), net(x, t % 256, label))
+    mistakes = ((dict(x=x.byte()), "images of shape"), (dict(t=3), "timesteps as int"), (dict(label=[1]), "labels as"))
+    for wrong, said in mistakes:
+        with pytest.raises(UserError, match=f"^{said}"):
+            net(**{"x": x, "t": t, "label": label, **wrong})
 
 
 @pytest.mark.parametrize("router", [IntervalRouter, NoiseRouter, LabelRouter])

@@ -147,6 +147,31 @@ def test_types_need_a_channel():
         MultiModalPreprocessor({"image": ImagePreprocessor((1, 4, 4))}, min_type_dim=0)
 
 
+@pytest.mark.parametrize("ids, said", [
+    (["abc"], "texts as list"), ("abc", "texts as str"), (torch.zeros(3).long(), "texts of shape (3,)"),
+    (torch.zeros(2, 3), "texts of shape (2, 3) and torch.float32"), (torch.tensor([[0, 257]]), "bytes from 0 to 257"),
+    (torch.tensor([[-1, 3]]), "bytes from -1 to 3")], ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_no_text_is_refused_with_one_sentence(ids, said):
+    with pytest.raises(UserError, match="is not possible; allowed: ") as error:
+        TextPreprocessor(6, dim=16)(ids)
+    assert said in str(error.value)
+
+
+def test_bytes_may_be_whole_numbers_of_any_width():
+    text = TextPreprocessor(6, dim=16)
+    ids = torch.tensor([[97, 98, 255]])
+    assert torch.equal(text(ids.to(torch.uint8))[0], text(ids)[0]) and torch.equal(text(ids.short())[0], text(ids)[0])
+
+
+def test_modalities_come_under_their_names():
+    shapes = {"image": (1, 4, 6), "text": (6,)}
+    for model in (mixed_model()[0], ImageAndText(shapes)):
+        with pytest.raises(UserError, match="inputs as Tensor .* a dictionary with a tensor per modality"):
+            model(random_image((1, 4, 6)))
+        with pytest.raises(UserError, match="images of shape .* and torch.uint8 .* floats"):
+            model({"image": torch.zeros(2, 1, 4, 6, dtype=torch.uint8)})
+
+
 def test_a_text_preprocessor_is_made_for_the_shape_of_its_data():
     text = text_preprocessor((9,), dim=24)
     assert isinstance(text, TextPreprocessor) and text.max_length == 9 and text.token_dim == 24

@@ -103,6 +103,31 @@ def test_impossible_sizes_are_refused_with_one_sentence(options):
         small(**options)
 
 
+@pytest.mark.parametrize("inputs, query, said", [
+    (torch.randn(2, 9, 7), torch.randn(2, 3, 8), "inputs of shape (2, 9, 7) and torch.float32"),
+    (torch.randn(9, 6), torch.randn(2, 3, 8), "inputs of shape (9, 6)"),
+    (torch.randn(2, 9, 6).double(), torch.randn(2, 3, 8), "inputs of shape (2, 9, 6) and torch.float64"),
+    (torch.zeros(2, 9, 6, dtype=torch.uint8), torch.randn(2, 3, 8), "and torch.uint8"),
+    (torch.randn(2, 9, 6).numpy(), torch.randn(2, 3, 8), "inputs as ndarray"),
+    (torch.randn(2, 9, 6), torch.randn(2, 3, 9), "queries of shape (2, 3, 9)"),
+    (torch.randn(2, 9, 6), torch.randn(1, 3, 8), "queries of shape (1, 3, 8)"),
+    (torch.randn(2, 9, 6), torch.randn(2, 3, 8).half(), "queries of shape (2, 3, 8) and torch.float16"),
+    (torch.randn(2, 9, 6), None, "queries as NoneType")], ids=lambda value: value if isinstance(value, str) else "")
+def test_arrays_of_another_kind_are_refused_with_one_sentence(inputs, query, said):
+    core = PerceiverIO(6, 8, dim=8, num_latents=3, depth=1)
+    with pytest.raises(UserError, match=r"allowed: a tensor of shape \(.*\) of floats, torch.float32") as error:
+        core(inputs, query)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_autocast_reads_floats_of_any_width():
+    core, half = PerceiverIO(6, 8, dim=8, num_latents=3, depth=1), torch.randn(2, 9, 6).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert core(half, torch.randn(2, 3, 8)).output.shape == (2, 3, 8)
+        with pytest.raises(UserError, match="inputs of shape .* and torch.int64"):
+            core(torch.zeros(2, 9, 6, dtype=torch.long), torch.randn(2, 3, 8))
+
+
 def copy_block(ours, theirs):
     "Copy a `transformers` PerceiverLayer into a `Block`."
     own, attention = theirs.attention.self, theirs.attention

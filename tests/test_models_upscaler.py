@@ -62,6 +62,22 @@ def test_a_factor_that_does_not_divide_is_refused(factor):
         upscaler(factor=factor)
 
 
+@pytest.mark.parametrize("change, said", [
+    (dict(x=torch.zeros(2, 2, 8, 8)), "images of shape (2, 2, 8, 8)"),
+    (dict(x=torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), "images of shape (2, 1, 8, 8) and torch.uint8"),
+    (dict(small=torch.zeros(2, 1, 8, 8)), "small images of shape (2, 1, 8, 8)"),
+    (dict(small=torch.zeros(2, 1, 4, 4).byte()), "small images of shape (2, 1, 4, 4) and torch.uint8"),
+    (dict(small=torch.zeros(1, 1, 4, 4)), "1 small images for 2 images"), (dict(t=3), "timesteps as int"),
+    (dict(label=torch.tensor([0, 11])), "labels from 0 to 11"), (dict(label=torch.zeros(2)), "labels of shape"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_no_pair_of_images_is_refused_with_one_sentence(change, said):
+    given = dict(x=torch.zeros(2, 1, 8, 8), t=torch.tensor([0, 1]), label=torch.tensor([0, 1]),
+                 small=torch.zeros(2, 1, 4, 4))
+    with pytest.raises(UserError, match="is not possible; allowed: ") as error:
+        upscaler()(**{**given, **change})
+    assert said in str(error.value)
+
+
 def test_guidance_shows_the_same_small_image_to_both_halves():
     net, small = upscaler(), torch.randn(3, 1, 4, 4).clamp(-1, 1)
     x, t, label = torch.randn(3, 1, 8, 8), torch.tensor([3, 500, 900]), torch.arange(3)

@@ -113,8 +113,8 @@ def test_scales_of_every_width_are_numbers(kind):
 
 
 @pytest.mark.parametrize("scales", [
-    [1, 2.5], (1, 2.5), np.array([1, 2.5]), np.float32([1, 2.5]), torch.tensor([1, 2.5]), [np.float32(1), torch.tensor(2.5)],
-], ids=repr)
+    [1, 2.5], (1, 2.5), np.array([1, 2.5]), np.float32([1, 2.5]), torch.tensor([1, 2.5]),
+    [np.float32(1), torch.tensor(2.5)]], ids=repr)
 def test_a_list_of_scales_is_one_for_each_image(scales):
     scale = sampling().settings(guidance_scale=scales).guidance_scale
     assert torch.is_tensor(scale) and scale.tolist() == [1, 2.5]

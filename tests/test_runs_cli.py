@@ -251,7 +251,8 @@ def test_a_damaged_checkpoint_is_one_line(somewhere, capsys):
 
 
 @pytest.mark.parametrize("mistake, said", [
-    ({"label": 10}, "0 to 9"), ({"label": -1}, "0 to 9"), ({"label": "three"}, "or these names"), ({"label": 2.5}, "0 to 9"),
+    ({"label": 10}, "0 to 9"), ({"label": -1}, "0 to 9"), ({"label": "three"}, "or these names"),
+    ({"label": 2.5}, "0 to 9"),
     ({"label": []}, "0 to 9"), ({"label": [3, 12]}, "0 to 9"), ({"out": "nowhere/x.png"}, "a folder that exists"),
     ({"out": "x.jpg"}, ".png"), ({"out": "folder.png"}, ".png"), ({"seed": -1}, "seed=-1"),
     ({"sampler.steps": 2000}, "1 to 1000"), ({"run": "nowhere"}, "no model at nowhere"),

@@ -4,13 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.evaluation.generate import needs_examples
+from perceiver_moe_diffusion.data.batches import split_indices
 from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import instantiate_node
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.report import (
+    data_for,
     evaluate_run,
     format_number,
     loss_curves,
@@ -18,7 +20,6 @@ from perceiver_moe_diffusion.runs.report import (
     results_table,
     same_data,
     save_log,
-    tell_missing,
 )
 
 
@@ -63,19 +64,6 @@ def test_a_number_is_told_in_four_digits(value, text):
     assert format_number(value) == text
 
 
-def test_what_was_not_computed_stands_under_the_table_and_is_told_before(capsys):
-    missing = {"density": "few", "coverage": "few"}
-    lines = results_table({"parameters": 7, "not_computed": missing}).splitlines()
-    assert len(lines) == 2 and lines[1] == "not computed: density and coverage (few)"
-
-    @needs_examples(lambda data, **settings: data)
-    def evaluation(pipeline, data):
-        ...
-    tell_missing(evaluation, missing)
-    tell_missing(evaluation, {})
-    assert capsys.readouterr().out == f"{lines[1]}\n"
-
-
 OLD_ROUGH = ["evaluation.samples_per_class=2", "evaluation.classifier_steps=5", "evaluation.max_fd_images=20"]
 
 
@@ -102,13 +90,17 @@ def test_the_split_of_an_old_run_is_known(old_model):
         same_data(config, pipeline, instantiate_node(config.data), old_model)
 
 
-def test_classes_in_another_order_are_other_classes_and_the_cure_is_told(old_model):
-    config, pipeline = load_config([f"run={old_model}"], "evaluate"), load_pipeline(old_model)
-    data = instantiate_node(config.data)
-    data.examples = data.examples._replace(class_names=[*reversed(data.examples.class_names)])
-    with pytest.raises(UserError, match="older versions need data.dataset.class_order=text"):
-        same_data(config, pipeline, data, old_model)
-    data.examples = data.examples._replace(class_names=list("abcdefghij"))
-    with pytest.raises(UserError, match="Give the data settings of the run") as raised:
-        same_data(config, pipeline, data, old_model)
-    assert "class_order" not in str(raised.value)
+def test_old_models_keep_the_order_of_their_classes_and_are_split_as_they_were(tmp_path):
+    "Twelve classes named 0 … 11: today in their order, up to version 0.4.0 as words."
+    lines = ["sentiment,review", *(f"{i % 12},text number {i}" for i in range(240))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    config = load_config(["run=x", "data=imdb", f"data.root={tmp_path / 't.csv'}"], "evaluate")
+    by_number, as_words = [str(i) for i in range(12)], sorted(str(i) for i in range(12))
+    today, old = data_for(config, by_number), data_for(config, as_words)
+    assert today.examples.class_names == by_number and old.examples.class_names == as_words
+    name_of = lambda data, i: data.examples.class_names[data.examples.labels[i]]
+    assert [name_of(today, i) for i in range(240)] == [name_of(old, i) for i in range(240)], "every text keeps its class"
+    trained_on = split_indices(old.examples, val_fraction=0.1, test_fraction=0.2, seed=0)
+    assert all(map(torch.equal, trained_on, (old.train_index, old.val_index, old.test_index)))
+    assert not torch.equal(old.test_index, today.test_index), "a split goes by the numbers: it had to be made anew"
+    assert data_for(config, ["cat", "dog"]).examples.class_names == by_number, "other data are left to `same_data`"

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch.nn import functional as F
 
-from ..core import Denoiser, Schedule, renamed_arguments, require, require_number
+from ..core import Denoiser, Schedule, renamed_arguments, require, require_number, require_whole
 
 # %% ../../nbs/10_process.ipynb #138fbe2b
 def alpha_bar_from_betas(
@@ -125,6 +125,13 @@ class LossNoise(NamedTuple):
         "The part of one process in a distributed run."
         return LossNoise(*(part.chunk(processes)[rank] for part in self))
 
+# %% ../../nbs/10_process.ipynb #6504fd67
+def as_index(t: torch.Tensor) -> torch.Tensor:
+    "Timesteps of any width as an index; PyTorch would read bytes as a mask, and fractions are none."
+    whole = not t.is_floating_point() and not t.is_complex() and t.dtype != torch.bool
+    require(whole, f"timesteps of {t.dtype}", "whole numbers, torch.int64")
+    return t.long()
+
 # %% ../../nbs/10_process.ipynb #ba1b5c04
 class Diffusion:
     """Forward process and training loss of a diffusion model (DDPM).
@@ -142,15 +149,13 @@ class Diffusion:
         min_snr_gamma: float | None = None,     # γ of min-SNR weighting (Hang et al. 2023); None: no weighting
         label_dropout: float = 0.1,             # share of labels replaced by "no label", for classifier-free guidance
     ):
-        require(timesteps >= 2, f"timesteps={timesteps}", "2 or more")
+        timesteps = require_whole("timesteps", timesteps, 2)
         alpha_bar = schedule(timesteps).double()
         self.alpha_bar = zero_terminal_snr(alpha_bar) if zero_snr else alpha_bar
         self.prediction_type = _enum_member(PredictionType, "prediction_type", prediction_type)
         self.loss_fn = _enum_member(Loss, "loss", loss)
-        require_number("label_dropout", label_dropout, 0, 1)
-        if min_snr_gamma is not None:
-            require_number("min_snr_gamma", min_snr_gamma, 0)
-        self.min_snr_gamma, self.label_dropout = min_snr_gamma, label_dropout
+        self.label_dropout = require_number("label_dropout", label_dropout, 0, 1)
+        self.min_snr_gamma = None if min_snr_gamma is None else require_number("min_snr_gamma", min_snr_gamma, 0)
         divides_by_0 = self.prediction_type is PredictionType.eps and bool((self.alpha_bar <= 0).any())
         require(not divides_by_0, "prediction_type=eps with zero terminal SNR",
                 "x0 or v, since pure noise holds no trace of x0 to compute from ε")
@@ -165,9 +170,10 @@ class Diffusion:
         like: torch.Tensor,    # an image batch [B, ...]: gives dtype, device and number of axes
     ) -> tuple[torch.Tensor, torch.Tensor]:  # a = √ᾱ_t and b = √(1−ᾱ_t), each [B, 1, …]
         "Signal level √ᾱ_t and noise level √(1−ᾱ_t) of each image of a batch."
+        require(like.is_floating_point(), f"images of {like.dtype}", "floats in [−1, 1]")
         levels = torch.stack([self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()])
         table = levels.to(like)  # converted before it is moved: not every device has float64
-        a, b = table[:, t].view(2, -1, *[1] * (like.ndim - 1))
+        a, b = table[:, as_index(t)].view(2, -1, *[1] * (like.ndim - 1))
         return a, b
 
     def q_sample(self, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
@@ -182,7 +188,7 @@ class Diffusion:
         a, b = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
         capped = ((a / b) ** 2).clamp(max=self.min_snr_gamma)
         per_timestep = capped.mul(self.prediction_type.x0_per_output(a, b) ** 2).float()
-        return per_timestep.to(t.device)[t]
+        return per_timestep.to(t.device)[as_index(t)]
 
     def sample_noise(self,
         size: int,                    # B, images in the batch

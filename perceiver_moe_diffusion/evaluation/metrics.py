@@ -194,20 +194,26 @@ class FeatureSet(NamedTuple):
         return (self.predicted == self.labels).double()
 
 # %% ../../nbs/55_metrics.ipynb #5295c183
+def accuracy_by_class(judged: FeatureSet, class_names: list[str]) -> dict[str, Mean]:
+    "Accuracy of each class that occurs (per-class accuracy), with intervals."
+    return {name: bootstrap_mean(judged.correct[judged.labels == i]) for i, name in enumerate(class_names)
+            if bool((judged.labels == i).any())}
+
+
 def accuracy_table(judged: FeatureSet, class_names: list[str]) -> dict[str, Mean]:
-    "Accuracy over all images under \"all\", then of each class that occurs (per-class accuracy), with intervals."
-    return {"all": bootstrap_mean(judged.correct),
-            **{name: bootstrap_mean(judged.correct[judged.labels == i]) for i, name in enumerate(class_names)
-               if bool((judged.labels == i).any())}}
+    "Accuracy over all images under \"all\", then of each class that occurs; a class of that name is \"class all\"."
+    of_classes = {"class all" if name == "all" else name: mean
+                  for name, mean in accuracy_by_class(judged, class_names).items()}
+    return {"all": bootstrap_mean(judged.correct), **of_classes}
 
 
 def accuracy_figures(guided: FeatureSet, conditional: FeatureSet, test: FeatureSet, class_names: list[str]) -> dict:
     "Is it what was asked for? Accuracy with guidance, over all and by class, and at s = 1; its floor: the judge's own."
-    accuracy = accuracy_table(guided, class_names)
+    accuracy = bootstrap_mean(guided.correct)
     return {
-        "conditional_accuracy": accuracy["all"].value,
-        "conditional_accuracy_interval": accuracy["all"][1:],
-        "conditional_accuracy_by_class": {name: mean for name, mean in accuracy.items() if name != "all"},
+        "conditional_accuracy": accuracy.value,
+        "conditional_accuracy_interval": accuracy[1:],
+        "conditional_accuracy_by_class": accuracy_by_class(guided, class_names),
         "conditional_accuracy_s1": bootstrap_mean(conditional.correct),
         "classifier_accuracy_on_test": bootstrap_mean(test.correct),
     }

@@ -17,7 +17,7 @@ import ipywidgets
 import torch
 from matplotlib.figure import Figure
 
-from ..core import UserError, atomic_write, require
+from ..core import UserError, atomic_write, require, require_whole
 from ..diffusion.sampling import DDIM, DDPM, DPMSolverPP, Sampler, SamplerStep
 from ..evaluation.metrics import Mean, bootstrap_mean, within_class_diversity
 from ..evaluation.pretrained import Judge
@@ -35,7 +35,7 @@ SAMPLERS: Mapping[str, Sampler] = {"DPM-Solver++": DPMSolverPP(), "DDIM": DDIM()
 class SamplingRequest:
     "All settings of a grid of samples in one frozen record: what a person asks for."
     guidance_scale: float = 2.0       # s; the paper's w is s − 1
-    label: int | None = None          # one class, or None: a column for each
+    label: int | str | None = None    # one class, by number or name, or None: a column for each
     rows: int = 2                     # images of each class; a single class gets as many columns as there are classes
     seed: int = 0
     steps: int = 12
@@ -69,14 +69,14 @@ def run_request(
 ) -> Iterator[SamplingProgress]:   # after each step
     "Sample a grid of images, step by step. A wish that cannot be fulfilled is a `UserError` before the first step."
     require(wish.sampler in samplers, f"sampler {wish.sampler!r}", ", ".join(samplers))
-    require(isinstance(wish.rows, int) and 1 <= wish.rows <= 20, f"rows={wish.rows}", "1 to 20")
+    rows = require_whole("rows", wish.rows, 1, 20)
     classes = len(pipeline.class_names)
     if wish.label is None:
         labels = torch.arange(classes)
     else:
-        pipeline.labels(wish.label)  # refuses a class that the model lacks
-        labels = torch.full((classes,), wish.label)
-    labels = labels.repeat(wish.rows)
+        (label,) = pipeline.labels(wish.label).tolist()[:1]  # by number or by name
+        labels = torch.full((classes,), label)
+    labels = labels.repeat(rows)
     drawer = GeneratorPipeline(pipeline.model, pipeline.diffusion, samplers[wish.sampler], pipeline.class_names)
     steps: list[SamplerStep] = []
     for step in drawer.steps(labels, wish.seed, **wish.settings()):  # on the device of the model
@@ -143,7 +143,7 @@ def controls_for(
         ),
         "label": ipywidgets.Dropdown(
             options=[("all classes", ALL), *((name, i) for i, name in enumerate(pipeline.class_names))],
-            value=ALL if wish.label is None else wish.label,
+            value=ALL if wish.label is None else int(pipeline.labels(wish.label)[0]),
             description="class",
             **wide,
         ),

@@ -102,13 +102,13 @@ def routing_explorer(
 ) -> LiveFigure:
     "Routing pictures with menus for picture, layer and class, and a seed for the noise."
     layers = list(record_routing(pipeline, images[:1], labels[:1]).routings)  # a dense model is refused here
-    one_class = {name: (i,) for i, name in enumerate(pipeline.class_names)}
-    classes = {"all": tuple(range(len(one_class))), **one_class}
+    one_class = [(name, (i,)) for i, name in enumerate(pipeline.class_names)]
+    classes = [("all classes", tuple(range(len(one_class)))), *one_class]  # pairs: a class may have any name
     # a new picture of the same noise needs no new run of the model
     watched = lru_cache(maxsize=4)(partial(record_routing, pipeline, images, labels))
     return LiveFigure(partial(routing_picture, pipeline, watched), {
         "picture": ipywidgets.Dropdown(options=list(PICTURES), value="over time", description="picture"),
         "layer": ipywidgets.Dropdown(options=layers, value="decoder", description="layer"),
-        "classes": ipywidgets.Dropdown(options=list(classes.items()), value=classes["all"], description="class"),
+        "classes": ipywidgets.Dropdown(options=classes, value=classes[0][1], description="class"),
         "seed": ipywidgets.IntText(value=0, description="seed"),
     })

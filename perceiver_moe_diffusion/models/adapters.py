@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..core import require
 from .fourier import fourier_encode, grid_positions
+from .perceiver import check_array
 
 # %% ../../nbs/23_adapters.ipynb #75badb56
 def patch_positions(
@@ -33,10 +34,9 @@ def patch_positions(
     return fourier_encode(grid_positions(grid), num_bands, tuple(float(n) for n in grid))
 
 
-def check_shape(image: torch.Tensor, image_shape: tuple[int, ...]) -> None:
-    "A `UserError` for a batch of images of another shape than (C, H, W)."
-    given = tuple(image.shape[1:])
-    require(given == image_shape, f"an image of shape {given}", f"{image_shape}, which this was made for")
+def check_shape(image: Any, image_shape: tuple[int, ...], like: torch.Tensor) -> None:
+    "A `UserError` for what is no batch of images (C, H, W) in floats, as the tensor `like` has them."
+    check_array("images", image, (None, *image_shape), like.dtype, "This was made for images of that shape.")
 
 # %% ../../nbs/23_adapters.ipynb #2902d25e
 class ImagePreprocessor(nn.Module):
@@ -54,7 +54,7 @@ class ImagePreprocessor(nn.Module):
         self.token_dim = image_shape[0] * patch_size**2 + self.positions.shape[-1]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, M, token_dim]
-        check_shape(image, self.image_shape)
+        check_shape(image, self.image_shape, self.positions)
         patches = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size)
         return torch.cat([patches, self.positions.expand(len(image), -1, -1)], dim=-1)
 
@@ -103,7 +103,7 @@ class ConvPreprocessor(nn.Module):
         self.token_dim = width + self.positions.shape[-1]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, M, token_dim]
-        check_shape(image, self.image_shape)
+        check_shape(image, self.image_shape, next(self.stem.parameters()))
         tokens = self.stem(image).flatten(2).transpose(1, 2)
         return torch.cat([tokens, self.positions.to(tokens).expand(len(tokens), -1, -1)], dim=-1)
 

@@ -8,13 +8,14 @@ __all__ = ['timestep_embedding', 'PerceiverDenoiser']
 # %% ../../nbs/25_denoiser.ipynb #4752cbd7
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..core import renamed_arguments, require
 from .adapters import ConvAdapter, ImageAdapter, InputQuery, QueryProvider
-from .perceiver import PerceiverIO
+from .perceiver import PerceiverIO, check_array
 
 # %% ../../nbs/25_denoiser.ipynb #7d1bfaa2
 def timestep_embedding(
@@ -44,6 +45,31 @@ class TimeAndClass(nn.Module):
     def forward(self, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:  # [B], [B] -> [B, dim]
         return self.mix(self.time(timestep_embedding(t, 64)) + self.label(label))
 
+# %% ../../nbs/25_denoiser.ipynb #904f01fe
+def check_images(name: str, x: Any, shape: Sequence[int]) -> None:
+    "Refuse what is no batch of images of a shape (C, H, W), in floats of any width."
+    is_float = torch.is_tensor(x) and x.is_floating_point()
+    check_array(name, x, (None, *shape), x.dtype if is_float else torch.get_default_dtype())
+
+
+def checked_times_and_labels(
+    x: torch.Tensor,    # [B, …] what they belong to
+    t: Any,
+    label: Any,
+    num_classes: int,   # so many classes, and one more number for "no label"
+) -> tuple[torch.Tensor, torch.Tensor]:  # [B] and [B]; whole numbers of any width as long
+    "The timesteps and labels of a batch, or a `UserError`. On a graphics card their values are not asked for."
+    is_fraction = torch.is_tensor(t) and t.is_floating_point() and t.shape == x.shape[:1]
+    if not is_fraction:  # a fraction has a place on the wave, too
+        check_array("timesteps", t, x.shape[:1], None)
+        t = t.long()
+    check_array("labels", label, x.shape[:1], None, "A pipeline also takes numbers, lists and names.")
+    if label.device.type == "cpu" and len(label) and not torch.compiler.is_compiling():
+        low, high = map(int, label.aminmax())
+        require(0 <= low <= high <= num_classes, f"labels from {low} to {high}",
+                f"0 to {num_classes - 1}, the classes of this model, and {num_classes} for no label")
+    return t, label.long()
+
 # %% ../../nbs/25_denoiser.ipynb #5f19ad2c
 class PerceiverDenoiser(nn.Module):
     "Perceiver IO denoiser: image adapter, query provider, core, and a condition of timestep and class label."
@@ -72,8 +98,8 @@ class PerceiverDenoiser(nn.Module):
         label: torch.Tensor,          # [B] long, 0 … num_classes−1, or `null_label`
         return_routing: bool = False, # also return the `Routing` of each mixture-of-experts layer
     ) -> torch.Tensor | tuple[torch.Tensor, list]:  # [B, C, H, W]
-        given, made_for = tuple(x.shape[1:]), self.input_shape
-        require(given == made_for, f"images of shape {given}", f"{made_for}, which this model was made for")
+        check_array("images", x, (None, *self.input_shape), self.to_latent.weight.dtype)
+        t, label = checked_times_and_labels(x, t, label, self.num_classes)
         condition = self.condition(t, label)
         tokens, skip = self.adapter.tokens(x, condition)
         output = self.core(tokens, self.query(tokens), extra_latents=self.to_latent(condition).unsqueeze(1))

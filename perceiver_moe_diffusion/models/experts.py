@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import require
+from ..core import plain_number, require
 from .attention import MLP, Attention
 
 # %% ../../nbs/31_experts.ipynb #a25a9a85
@@ -22,6 +22,7 @@ def grid_neighbours(
     grid: Sequence[int],  # tokens along each axis, e.g. (8, 8); a text is (N,)
 ) -> torch.Tensor:        # [N, 3^d] long: the places around each token, row by row; −1: outside
     "Neighbourhood table (3 × 3 in an image) of the tokens on one grid."
+    grid = [plain_number(n) for n in grid]
     sizes = len(grid) >= 1 and all(isinstance(n, int) and n >= 1 for n in grid)
     require(sizes, f"grid={tuple(grid)}", "one whole number or more, each 1 or more")
     places = torch.arange(math.prod(grid)).view(*grid)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..core import UserError, renamed_arguments, require
-from .denoiser import timestep_embedding
+from .denoiser import check_images, checked_times_and_labels, timestep_embedding
 from .moe import Router, Routing, TopKRouter, dispatch
 
 # %% ../../nbs/33_mixture_of_denoisers.ipynb #31107d94
@@ -30,6 +30,7 @@ class MixtureOfDenoisers(nn.Module):
         super().__init__()
         require(len(experts) >= 1, "a mixture of no experts", "one expert or more")
         self.input_shape, self.num_classes, self.null_label = tuple(input_shape), num_classes, num_classes
+        self.expert_shape = self.input_shape  # an upscaler shows its experts more than it is given
         self.router = router(num_classes, len(experts))
         self.experts = nn.ModuleList(
             expert(input_shape=self.input_shape, num_classes=num_classes) for expert in experts
@@ -41,6 +42,8 @@ class MixtureOfDenoisers(nn.Module):
         label: torch.Tensor,          # [B] long, 0 … num_classes−1, or `null_label`
         return_routing: bool = False, # also return the `Routing` of the images (not of layers inside the experts)
     ) -> torch.Tensor | tuple[torch.Tensor, list[Routing]]:  # [B, C, H, W]
+        check_images("images", x, self.expert_shape)
+        t, label = checked_times_and_labels(x, t, label, self.num_classes)
         routing = self.router(t, label)
         y = dispatch(routing, list(self.experts), x, t, label)
         return (y, [routing]) if return_routing else y
@@ -189,7 +192,7 @@ class ForClasses(nn.Module):
         self.register_buffer("local", local)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        local = self.local[label]
+        local = self.local[label.long()]  # an index of bytes would be a mask
         unknown = [] if local.is_meta else label[local < 0].tolist()
         require(not unknown, f"class {unknown[0] if unknown else None}", "the classes of this expert")
         return self.denoiser(x, t, local)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..core import require, text_bytes
 from .adapters import ImagePreprocessor
+from .perceiver import check_array
 
 # %% ../../nbs/24_modalities.ipynb #9a8ec409
 class TextPreprocessor(nn.Module):
@@ -37,12 +38,23 @@ class TextPreprocessor(nn.Module):
     def forward(self,
         ids: torch.Tensor,                    # [B, N ≤ max_length] long, from `encode`
     ) -> tuple[torch.Tensor, torch.Tensor]:   # tokens [B, N, dim], mask [B, N]: True where there is text
-        length = ids.shape[1]
+        check_array("texts", ids, (None, None), None, "`encode` makes such a tensor of texts.")
+        if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+            low, high = map(int, ids.aminmax())
+            in_range = 0 <= low <= high <= self.PAD
+            require(in_range, f"bytes from {low} to {high}", f"0 to 255, and {self.PAD} for padding")
+        ids, length = ids.long(), ids.shape[1]
         fits = length <= self.max_length
         require(fits, f"texts of {length} bytes", f"up to max_length={self.max_length}", "`encode` cuts them.")
         return self.byte(ids) + self.position[:length], ids != self.PAD
 
 # %% ../../nbs/24_modalities.ipynb #b999641a
+def _check_named(inputs: Any) -> None:
+    "Several modalities come under their names."
+    is_named = isinstance(inputs, Mapping)
+    require(is_named, f"inputs as {type(inputs).__name__}", "a dictionary with a tensor per modality")
+
+
 class MultiModalPreprocessor(nn.Module):
     "Multi-modal tokens: each modality padded by a learned type vector, then concatenated (Jaegle et al. 2021b)."
 
@@ -63,6 +75,7 @@ class MultiModalPreprocessor(nn.Module):
         inputs: Mapping[str, torch.Tensor],                  # a value per modality; one that is left out has no tokens
         present: Mapping[str, torch.Tensor] | None = None,   # [B] bool per modality: which samples have it; None: all
     ) -> tuple[torch.Tensor, torch.Tensor]:                  # tokens [B, M, token_dim] and mask [B, M]
+        _check_named(inputs)
         present = present or {}
         named = {*inputs, *present}
         known = bool(inputs) and named <= set(self.preprocessors)
@@ -122,6 +135,7 @@ class ImageAndText(MultiModalPreprocessor):
         inputs: Mapping[str, torch.Tensor],                  # a value per modality
         present: Mapping[str, torch.Tensor] | None = None,   # [B] bool per modality; None: all
     ) -> tuple[torch.Tensor, torch.Tensor]:                  # tokens [B, M, token_dim] and mask [B, M]
+        _check_named(inputs)
         absent = {name: torch.zeros(len(value), dtype=torch.bool, device=value.device)
                   for name, value in inputs.items() if name not in self.shown}
         return super().forward(inputs, {**(present or {}), **absent})

@@ -6,8 +6,8 @@
 __all__ = ['PerceiverOutput', 'PerceiverIO']
 
 # %% ../../nbs/22_perceiver.ipynb #a9ee5048
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -61,6 +61,33 @@ class InputLayer(nn.Module):
         y, routing = self.feed_forward(self.norm(x), mask)
         return x + y, routing
 
+# %% ../../nbs/22_perceiver.ipynb #33111038
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # dtypes of labels and timesteps
+
+
+def has_dtype(x: torch.Tensor, dtype: torch.dtype | None) -> bool:
+    "Whether a tensor holds such floats (with autocast: any floats), or whole numbers where `dtype` is None."
+    if dtype is None or x.dtype == dtype:
+        return x.dtype == dtype or x.dtype in WHOLE
+    return x.is_floating_point() and not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def check_array(
+    name: str,                     # what it is, e.g. "images"
+    x: Any,                        # what was given
+    shape: Sequence[int | None],   # that it must have; None: any number
+    dtype: torch.dtype | None,     # of its floats; None: whole numbers
+    fix: str = "",                 # what to do
+) -> None:
+    "Refuse what a model cannot read: no tensor, another shape, another kind of numbers (input validation)."
+    fits = torch.is_tensor(x) and x.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, x.shape))
+    if fits and has_dtype(x, dtype):
+        return
+    given = f"of shape {tuple(x.shape)} and {x.dtype}" if torch.is_tensor(x) else f"as {type(x).__name__}"
+    axes = ", ".join("any" if n is None else str(n) for n in shape)
+    kind = "whole numbers, torch.int64" if dtype is None else f"floats, {dtype}"
+    require(False, f"{name} {given}", f"a tensor of shape ({axes}) of {kind}", fix)
+
 # %% ../../nbs/22_perceiver.ipynb #58d464e2
 class PerceiverIO(nn.Module):
     "Perceiver IO: cross-attention encoder, latent self-attention, cross-attention decoder (Jaegle et al. 2021b)."
@@ -84,7 +111,7 @@ class PerceiverIO(nn.Module):
         at_least = {"num_latents": (num_latents, 1), "num_stages": (num_stages, 1), "input_depth": (input_depth, 0)}
         for name, (value, least) in at_least.items():
             require(value >= least, f"{name}={value}", f"{least} or more")
-        self.num_stages = num_stages
+        self.num_stages, self.input_dim, self.query_dim = num_stages, input_dim, query_dim
         self.latents = nn.Parameter(0.02 * torch.randn(num_latents, dim))
         self.input_layers = nn.ModuleList(InputLayer(input_dim, input_feed_forward) for _ in range(input_depth))
         self.stages = nn.ModuleList(Stage(dim, input_dim, num_heads, depth, feed_forward)
@@ -117,6 +144,8 @@ class PerceiverIO(nn.Module):
         mask: torch.Tensor | None = None,            # [B, M] bool, True = a real input, False = padding
         extra_latents: torch.Tensor | None = None,   # [B, n, dim] put beside the learned ones, e.g. a condition
     ) -> PerceiverOutput:
+        check_array("inputs", inputs, (None, None, self.input_dim), self.latents.dtype)
+        check_array("queries", query, (len(inputs), None, self.query_dim), self.latents.dtype)
         latents, routings = self.encode(inputs, mask, extra_latents)
         output, routing = self.decoder(query, latents)
         return PerceiverOutput(self.head(output), latents, [r for r in (*routings, routing) if r is not None])

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import renamed_arguments, require
+from .denoiser import check_images
 from .mixture_of_denoisers import MixtureOfDenoisers
 
 # %% ../../nbs/27_upscaler.ipynb #045b4d10
@@ -54,6 +55,10 @@ class Upscaler(MixtureOfDenoisers):
         small: torch.Tensor,          # [B, C, H/factor, W/factor]
         return_routing: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, list]:  # [B, C, H, W]
+        channels, height, width = self.input_shape
+        check_images("images", x, self.input_shape)
+        check_images("small images", small, (channels, height // self.factor, width // self.factor))
+        require(len(x) == len(small), f"{len(small)} small images for {len(x)} images", "as many of each")
         y, routings = super().forward(torch.cat([x, self.enlarge(small)], dim=1), t, label, return_routing=True)
         y = y[:, :x.shape[1]]
         return (y, routings) if return_routing else y

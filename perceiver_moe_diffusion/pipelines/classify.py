@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..core import require
 from .base import Pipeline, portions
 
 # %% ../../nbs/52_classify.ipynb #812c9bf0
@@ -44,5 +45,8 @@ class ClassifierPipeline(Pipeline):
         batch_size: int = 250,                              # inputs at a time
     ) -> torch.Tensor:                                      # [N, classes] probabilities, on the device of the model
         "Class probabilities (softmax of the logits)."
+        kinds = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+        right = len(kinds) > 0 and all(torch.is_tensor(part) and part.ndim > 0 for part in kinds)
+        require(right, f"inputs as {type(inputs).__name__}", "a tensor [N, …], or one for each modality")
         logits = [self.model(move_inputs(part, self.device)) for part in split_batches(inputs, batch_size)]
         return torch.cat(logits).softmax(dim=-1)
