@@ -216,7 +216,7 @@ def test_noise_has_one_pattern_at_all_levels():
     (20, [0, 0, 0, 0], "t=20 is not possible; allowed: a whole number from 0 to 19."),
     (-1, [0, 0, 0, 0], "t=-1 is not possible; allowed: a whole number from 0 to 19."),
     (float("nan"), [0, 0, 0, 0], "t=nan is not possible; allowed: a whole number from 0 to 19."),
-    (7, [0, 0, 3, 0], "label=[0, 0, 3, 0] is not possible; allowed: whole numbers from 0 to 2 (a, b, c)."),
+    (7, [0, 0, 3, 0], "label=3 is not possible; allowed: whole numbers from 0 to 2 (a, b, c), or these names."),
     (7, [0, 0], "2 labels for 4 images is not possible; allowed: as many of each."),
 ])
 def test_a_wrong_level_or_class_is_one_sentence(read, t, labels, sentence):
@@ -437,4 +437,5 @@ def test_a_class_that_does_not_exist_is_one_sentence():
     pipeline, images = small()
     with pytest.raises(UserError) as error:
         attention_figure(pipeline, images[:3], 0, 3, label=3)
-    assert str(error.value) == "label=3 is not possible; allowed: whole numbers from 0 to 2 (a, b, c)."
+    told = "label=3 is not possible; allowed: whole numbers from 0 to 2 (a, b, c), or these names."
+    assert str(error.value) == told

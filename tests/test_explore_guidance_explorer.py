@@ -17,6 +17,7 @@ from perceiver_moe_diffusion.explore.guidance_explorer import (
     run_request,
 )
 from perceiver_moe_diffusion.pipelines.files import from_pretrained
+from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,23 @@ def test_the_images_are_made_where_the_model_is(label):
     pipeline = from_pretrained("digits").to("meta")  # a device without values: whatever meets a tensor of the CPU fails
     *_, last = run_request(pipeline, SamplingRequest(label=label, steps=2))
     assert last.images.shape == (20, 1, 8, 8) and {step.x.device.type for step in last.steps} == {"meta"}
+
+
+def test_a_wish_takes_numbers_of_numpy_and_names_of_classes(digits_model):
+    import numpy as np
+    pipeline = GeneratorPipeline(*(getattr(digits_model[0], part) for part in ("model", "diffusion", "sampler")),
+                                 ["zero", "one", "two", *"3456789"])
+    *_, plain = run_request(pipeline, SamplingRequest(label=2, steps=2, rows=1, seed=1))
+    for wish in (SamplingRequest(label="two", steps=np.int64(2), rows=np.int8(1), seed=np.int64(1)),
+                 SamplingRequest(label=torch.tensor(2), steps=torch.tensor(2), rows=1, seed=torch.tensor(1),
+                                 guidance_scale=np.float32(2))):
+        *_, drawn = run_request(pipeline, wish)
+        assert torch.equal(drawn.images, plain.images) and drawn.labels.tolist() == [2] * 10
+    for label, said in (("tow", "Did you mean two?"), ([1, 2], "one class, or None for all"), (12, "0 to 9")):
+        with pytest.raises(UserError) as error:
+            next(run_request(pipeline, SamplingRequest(label=label)))
+        assert said in str(error.value)
+    assert Panel(pipeline, wish=SamplingRequest(label="two", steps=1)).controls["label"].label == "two"
 
 
 def test_accuracy_and_diversity_move_apart_with_the_scale(digits_model):

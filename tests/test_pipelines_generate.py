@@ -2,6 +2,7 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -69,8 +70,30 @@ def test_a_trajectory_ends_in_the_image_that_sample_draws(drawing):
 def test_a_guidance_scale_for_each_image(drawing):
     scales = torch.tensor([0.5, 2.0, 4.0])
     drawn = drawing.sample([6, 7, 8], guidance_scale=scales, batch_size=2)
+    for same in (scales.tolist(), tuple(scales.tolist()), scales.numpy(), scales.double(), [*map(np.float16, scales)]):
+        assert torch.equal(drawing.sample([6, 7, 8], guidance_scale=same, batch_size=2), drawn)
+        assert drawing.trajectory([6, 7, 8], guidance_scale=same)[-1].x_next.shape == drawn.shape
     for i, scale in enumerate(scales.tolist()):
         assert_close(drawn[i], drawing.sample([6, 7, 8], guidance_scale=scale)[i], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.uint64, torch.tensor])
+def test_numbers_of_numpy_and_tensors_draw_the_same_image(drawing, kind):
+    plain = drawing.sample([3, 1], seed=1, steps=4, guidance_scale=2, batch_size=1)
+    labels = [kind(3), kind(1)]
+    same = drawing.sample(labels, seed=kind(1), steps=kind(4), guidance_scale=kind(2), batch_size=kind(1))
+    assert torch.equal(same, plain)
+    assert torch.equal(drawing.sample(np.array(labels), seed=1, steps=4, batch_size=1), plain)
+
+
+def test_classes_are_drawn_by_name():
+    model, diffusion, sampler = parts()
+    pipeline = GeneratorPipeline(model, diffusion, sampler, ["cat", "dog", *NAMES[2:]])
+    for names, labels in (("dog", 1), (["dog", "cat"], [1, 0]), (np.array(["dog", "7"]), [1, 7])):
+        assert torch.equal(pipeline.sample(names), pipeline.sample(labels))
+        assert torch.equal(pipeline.trajectory(names)[-1].x_next, pipeline.sample(labels))
+    with pytest.raises(UserError, match=r"label=dgo .*Did you mean dog\?"):
+        pipeline.steps(["cat", "dgo"])
 
 
 SAMPLERS = pytest.mark.parametrize("sampler", [DDPM(steps=4), DDIM(steps=4, eta=1.0), DPMSolverPP(steps=4)],

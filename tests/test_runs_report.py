@@ -99,7 +99,7 @@ def test_old_models_keep_the_order_of_their_classes_and_are_split_as_they_were(t
     today, old = data_for(config, by_number), data_for(config, as_words)
     assert today.examples.class_names == by_number and old.examples.class_names == as_words
     name_of = lambda data, i: data.examples.class_names[data.examples.labels[i]]
-    assert [name_of(today, i) for i in range(240)] == [name_of(old, i) for i in range(240)], "every text keeps its class"
+    assert [name_of(today, i) for i in range(240)] == [name_of(old, i) for i in range(240)], "each text keeps its class"
     trained_on = split_indices(old.examples, val_fraction=0.1, test_fraction=0.2, seed=0)
     assert all(map(torch.equal, trained_on, (old.train_index, old.val_index, old.test_index)))
     assert not torch.equal(old.test_index, today.test_index), "a split goes by the numbers: it had to be made anew"

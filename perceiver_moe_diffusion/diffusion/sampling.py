@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from ..core import Denoiser, RandomWords, in_short, plain_number, require, require_number
@@ -99,9 +98,9 @@ def classifier_free_guidance(
 def checked_scale(scale: Any) -> float | torch.Tensor:
     "The guidance scale as one number, or as a tensor [B] with one an image; a `UserError` for anything else."
     scale = plain_number(scale)
-    if not isinstance(scale, (list, tuple, np.ndarray, torch.Tensor)):
+    given = scale.tolist() if hasattr(scale, "tolist") else scale  # an array of NumPy, or a tensor
+    if not isinstance(given, (list, tuple)):
         return require_number("guidance_scale", scale, 0, 1000)
-    given = scale if isinstance(scale, (list, tuple)) else scale.tolist()
     each = [require_number("guidance_scale", value, 0, 1000) for value in given]
     require(len(each) > 0, f"guidance_scale={in_short(scale)}", "a number, or a list of numbers, one an image")
     return scale if torch.is_tensor(scale) else torch.tensor(each)

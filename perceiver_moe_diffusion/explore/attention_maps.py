@@ -29,6 +29,7 @@ from ..figures import draw_image, house_style
 from ..models.attention import Attention, check_mask
 from ..models.classifier import Classifier
 from ..models.perceiver import PerceiverIO
+from ..pipelines.base import Labels
 from ..pipelines.generate import GeneratorPipeline
 
 # %% ../../nbs/67_attention_maps.ipynb #dda7840b
@@ -83,7 +84,7 @@ def weights_in(
     name: str,                                   # of an attention layer in the core
     x_t: torch.Tensor,                           # [B, C, H, W]
     t: int,                                      # timestep of all images, 0 … T−1
-    labels: int | Sequence[int] | torch.Tensor,  # B classes
+    labels: Labels,                              # B classes, by number or name
 ) -> torch.Tensor:                               # [B, H, who reads, what is read]
     "The attention weights of one layer in one call of the denoiser."
     labels, core = pipeline.labels(labels), perceiver_of(pipeline.model)
@@ -98,7 +99,7 @@ def read_by_latents(
     pipeline: GeneratorPipeline,
     x_t: torch.Tensor,                           # [B, C, H, W]
     t: int,                                      # timestep of all images, 0 … T−1
-    labels: int | Sequence[int] | torch.Tensor,  # B classes
+    labels: Labels,                              # B classes, by number or name
 ) -> torch.Tensor:                               # [B, H, L+1, M]; the last latent is the condition
     "The encoder's cross-attention: how much each latent reads of each token of the image (in the first stage)."
     return weights_in(pipeline, "stages.0.read.attention", x_t, t, labels)
@@ -108,7 +109,7 @@ def read_by_queries(
     pipeline: GeneratorPipeline,
     x_t: torch.Tensor,                           # [B, C, H, W]
     t: int,                                      # timestep of all images, 0 … T−1
-    labels: int | Sequence[int] | torch.Tensor,  # B classes
+    labels: Labels,                              # B classes, by number or name
 ) -> torch.Tensor:                               # [B, H, Q, L+1]; the last latent is the condition
     "The decoder's cross-attention: how much each query of the output reads of each latent."
     return weights_in(pipeline, "decoder.attention", x_t, t, labels)
@@ -255,7 +256,7 @@ class Reading(NamedTuple):
 def reading_over_time(
     pipeline: GeneratorPipeline,
     images: torch.Tensor,                        # [B, C, H, W] clean
-    labels: int | Sequence[int] | torch.Tensor,  # B classes
+    labels: Labels,                              # B classes, by number or name
     levels: Sequence[int],                       # timesteps
     seed: int = 0,                               # of the noise
 ) -> Reading:
@@ -307,7 +308,7 @@ def attention_figure(
     images: torch.Tensor,  # [K, C, H, W] a clean image of each class
     latent: int,           # 0 … L; L is the condition
     t: int,                # 0 … T−1
-    label: int,            # 0 … K−1
+    label: int | str,      # 0 … K−1, or its name
     seed: int = 0,         # of the noise
 ) -> Figure:
     "One latent in full: the noisy image, the attention map of each head, and where in the output the latent is read."

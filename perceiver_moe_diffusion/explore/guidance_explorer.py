@@ -17,13 +17,14 @@ import ipywidgets
 import torch
 from matplotlib.figure import Figure
 
-from ..core import UserError, atomic_write, require, require_whole
+from ..core import UserError, atomic_write, in_short, require, require_whole
 from ..diffusion.sampling import DDIM, DDPM, DPMSolverPP, Sampler, SamplerStep
 from ..evaluation.metrics import Mean, bootstrap_mean, within_class_diversity
 from ..evaluation.pretrained import Judge
 from .widgets import LatestTaskWorker, error_sentence, status_line
 from ..figures import show_grid
 from ..image_grid import png_grid
+from ..labels import label_numbers
 from ..pipelines.generate import GeneratorPipeline
 
 # %% ../../nbs/63_guidance_explorer.ipynb #db79e29b
@@ -61,6 +62,13 @@ class SamplingProgress(NamedTuple):
         last = self.steps[-1]
         return last.x0 if last.t_next >= 0 or last.x_next is None else last.x_next
 
+# %% ../../nbs/63_guidance_explorer.ipynb #f7b96241
+def one_label(pipeline: GeneratorPipeline, label: Any) -> int:
+    "The number of a class that is given by number or by name."
+    numbers = label_numbers(label, pipeline.class_names)
+    require(len(numbers) == 1, f"label={in_short(label)}", "one class, or None for all")
+    return numbers[0]
+
 # %% ../../nbs/63_guidance_explorer.ipynb #bc2dca05
 def run_request(
     pipeline: GeneratorPipeline,
@@ -71,12 +79,8 @@ def run_request(
     require(wish.sampler in samplers, f"sampler {wish.sampler!r}", ", ".join(samplers))
     rows = require_whole("rows", wish.rows, 1, 20)
     classes = len(pipeline.class_names)
-    if wish.label is None:
-        labels = torch.arange(classes)
-    else:
-        (label,) = pipeline.labels(wish.label).tolist()[:1]  # by number or by name
-        labels = torch.full((classes,), label)
-    labels = labels.repeat(rows)
+    numbers = list(range(classes)) if wish.label is None else [one_label(pipeline, wish.label)] * classes
+    labels = torch.tensor(numbers).repeat(rows)
     drawer = GeneratorPipeline(pipeline.model, pipeline.diffusion, samplers[wish.sampler], pipeline.class_names)
     steps: list[SamplerStep] = []
     for step in drawer.steps(labels, wish.seed, **wish.settings()):  # on the device of the model
@@ -143,7 +147,7 @@ def controls_for(
         ),
         "label": ipywidgets.Dropdown(
             options=[("all classes", ALL), *((name, i) for i, name in enumerate(pipeline.class_names))],
-            value=ALL if wish.label is None else int(pipeline.labels(wish.label)[0]),
+            value=ALL if wish.label is None else one_label(pipeline, wish.label),
             description="class",
             **wide,
         ),

@@ -22,6 +22,7 @@ from ..diffusion.sampling import SamplerStep
 from .routing import named_layers
 from ..figures import STYLE, house_style
 from ..models.moe import Routing
+from ..pipelines.base import Labels
 from ..pipelines.generate import GeneratorPipeline
 
 # %% ../../nbs/65_patches.ipynb #1e2efc2f
@@ -59,10 +60,10 @@ class PatchMap(NamedTuple):
 @torch.no_grad()
 def patch_maps(
     pipeline: GeneratorPipeline,
-    labels: int | Sequence[int] | torch.Tensor,  # what to draw, one image per label
+    labels: Labels,    # what to draw, one image per label: numbers or names
     seed: int = 0,
     columns: int = 6,  # at most so many steps, evenly chosen, the first and the last among them
-    **changes: Any,                              # sampler settings
+    **changes: Any,    # sampler settings
 ) -> list[PatchMap]:
     "The decoder's top expert in each patch of the image, at several steps of its sampling."
     require(columns >= 1, f"columns={columns}", "1 or more")

@@ -56,7 +56,8 @@ ROOMS = {
     "runs": Room("From settings to a folder with a trained model: schemas, checks, training, report, sweeps, commands.",
                  TRAINED_ROOMS),
     "explore": Room("Pictures to touch: guidance, routing, attention maps, forward process.",
-                    (*MODEL_ROOMS, "pipelines", "image_grid", "figures", "evaluation"), never=("lightning", "hydra")),
+                    (*MODEL_ROOMS, "labels", "pipelines", "image_grid", "figures", "evaluation"),
+                    never=("lightning", "hydra")),
     "experiments": Room("Five systems on one core, each measured.", (*TRAINED_ROOMS, "runs", "explore")),
     "tools": Room("Benchmarks, and how the repository makes itself.", (*TRAINED_ROOMS, "runs", "explore")),
 }
