@@ -1,12 +1,15 @@
 # Made from nbs/11_sampling.ipynb by `pmd-dev tests`. Edit the notebook.
 import math
+from functools import partial
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.diffusion.process import Diffusion, PredictionType, cosine, linear
+from perceiver_moe_diffusion.diffusion.process import Diffusion, PredictionType, cosine, linear, sigmoid
 from perceiver_moe_diffusion.diffusion.sampling import (
     DDIM,
     DDPM,
@@ -390,6 +393,57 @@ def test_progress_is_told_every_step_and_changes_nothing():
 def test_impossible_settings_are_refused_with_one_sentence(sampler, message):
     with pytest.raises(UserError, match=message):
         next(sampler.iterate(Toy(), Diffusion(100), LABEL, X))
+
+
+class Smooth:
+    "A denoiser whose answer for an image depends on nothing else in its batch."
+    null_label = 3
+
+    def __call__(self, x, t, label):
+        return torch.tanh(x) * (1 + label.view(-1, 1, 1, 1)) / 4 + torch.sin(t.view(-1, 1, 1, 1) / 10)
+
+
+class Flat(Smooth):
+    "A denoiser whose answer has no contrast at all."
+
+    def __call__(self, x, t, label):
+        return torch.zeros_like(x) + label.view(-1, 1, 1, 1) / 4
+
+
+NUMBERS = st.sampled_from([0, 1, 2.5, 1000, 1001, -1, float("nan"), float("inf"), True, "2", None])
+SETTINGS = st.fixed_dictionaries({
+    "steps": st.integers(1, 12) | st.integers(-1, 42),
+    "guidance_scale": st.floats(0, 50) | st.lists(st.floats(0, 9), min_size=1, max_size=3) | NUMBERS,
+    "guidance_rescale": st.floats(0, 1) | st.floats(0, 1) | NUMBERS,
+    "guidance_interval": st.none() | st.tuples(st.floats(0, 3), st.floats(3, 50)) | st.lists(NUMBERS, max_size=3),
+    "clip": st.booleans()})
+PROCESS = st.tuples(st.integers(2, 40) | st.integers(0, 40), st.sampled_from([linear, cosine, sigmoid]), st.booleans(),
+                    st.sampled_from(["eps", "x0", "v"]))
+ONE_PIXEL = dict(steps=1, guidance_scale=0.3, guidance_rescale=0.3, guidance_interval=None, clip=True)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=150)
+@given(kind=st.sampled_from([DDIM, DDPM, DPMSolverPP, partial(DDIM, eta=0.5)]), wish=SETTINGS, process=PROCESS,
+       model=st.sampled_from([Smooth(), Flat()]), shape=st.tuples(*[st.integers(1, 3)] * 3))
+@example(kind=DDIM, wish=ONE_PIXEL, process=(2, linear, False, "eps"), model=Smooth(), shape=(1, 1, 1))
+@example(kind=DDIM, wish=ONE_PIXEL, process=(2, linear, False, "v"), model=Flat(), shape=(1, 2, 2))
+@example(kind=DDIM, wish={**ONE_PIXEL, "guidance_scale": []}, process=(2, linear, False, "v"), model=Flat(),
+         shape=(1, 2, 2))
+def test_settings_of_any_kind_give_finite_images_or_one_sentence(kind, wish, process, model, shape):
+    def draw(labels, **more):
+        seeds = [(1, i) for i in range(len(labels))]
+        return kind(**{**wish, **more}).sample(model, diffusion, torch.tensor(labels), shape, seeds)
+    each = wish["guidance_scale"] if isinstance(wish["guidance_scale"], list) else None
+    labels = [0, 2] if each is None else [0, 1, 2][:len(each)]
+    try:
+        diffusion = Diffusion(*process)
+        images = draw(labels)
+    except UserError as error:
+        assert "\n" not in str(error) and "allowed" in str(error)
+        return
+    assert images.shape == (len(labels), *shape) and images.isfinite().all()
+    alone = draw(labels[:1], **({} if each is None else {"guidance_scale": each[:1]}))
+    assert_close(alone, images[:1], rtol=1e-4, atol=1e-4)
 
 
 def test_inpainting_keeps_the_known_pixels_exactly():

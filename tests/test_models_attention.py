@@ -3,6 +3,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from transformers import PerceiverConfig
@@ -154,6 +156,42 @@ def test_a_mask_of_another_kind_or_shape_is_explained(mask):
     layer, x, context = random_layer(context_dim=11)
     with pytest.raises(UserError, match=r"a mask of .*torch.bool of shape \(2, 7\)"):
         layer(x, context, mask)
+
+
+def textbook_attention(layer, x, context, mask):
+    "softmax(QKᵀ/√d) V, one query of one head at a time; a query with nothing to read reads 0."
+    dim, d = x.shape[-1], x.shape[-1] // layer.num_heads
+    q, kv, read = layer.to_q(x), layer.to_kv(context), torch.zeros_like(x)
+    for b in range(len(x)):
+        may_be_read = [m for m in range(context.shape[1]) if mask is None or mask[b, m]]
+        for n in range(x.shape[1] if may_be_read else 0):
+            for head in range(layer.num_heads):
+                part = slice(head * d, (head + 1) * d)
+                scores = torch.stack([q[b, n, part] @ kv[b, m, part] for m in may_be_read]) / math.sqrt(d)
+                values = torch.stack([kv[b, m, dim:][part] for m in may_be_read])
+                read[b, n, part] = (scores.exp() / scores.exp().sum()) @ values
+    return layer.to_out(read)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=50)
+@given(size=st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 6)), length=st.integers(0, 4),
+       context_dim=st.sampled_from([None, 1, 3]), num_heads=st.integers(-1, 4),
+       share=st.sampled_from([None, 0.0, 0.5]), seed=st.integers(0, 99))
+@example(size=(2, 1, 2), length=0, context_dim=3, num_heads=1, share=None, seed=0)
+def test_a_layer_of_any_shape_is_the_formula_or_one_sentence(size, length, context_dim, num_heads, share, seed):
+    torch.manual_seed(seed)
+    dim = size[-1]
+    if num_heads < 1 or dim % num_heads:
+        with pytest.raises(UserError, match=f"dim={dim} with num_heads={num_heads}"):
+            Attention(dim, context_dim, num_heads)
+        return
+    layer, x = Attention(dim, context_dim, num_heads).double(), torch.randn(size).double()
+    context = None if context_dim is None else torch.randn(size[0], length, context_dim).double()
+    read = x if context is None else context
+    mask = None if share is None else torch.rand(read.shape[:2]) < share
+    torch.testing.assert_close(layer(x, context, mask), textbook_attention(layer, x, read, mask))
+    with pytest.raises(UserError, match="a mask of torch.bool"):
+        layer(x, context, torch.ones(len(x) + 1, read.shape[1], dtype=torch.bool))
 
 
 def test_cross_attention_does_not_depend_on_the_order_of_the_context():

@@ -3,6 +3,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
@@ -319,6 +321,39 @@ def test_the_bias_follows_the_load_by_sign_and_counts_only_training():
     assert router.bias.tolist() == [-0.5, 0.5] and router.load.tolist() == [0, 0]
     router.eval()(rows)
     assert router.load.tolist() == [0, 0]
+
+
+def naive_rows(moe, rows, top_k):
+    "The loop: one row and one expert at a time; with k = 1 the weight is the probability among all."
+    out = torch.zeros_like(rows)
+    for i, row in enumerate(rows):
+        best = (moe.router.gate.weight @ row).softmax(dim=0).topk(top_k)
+        weights = best.values if top_k == 1 else best.values / best.values.sum()
+        out[i] = sum(w * moe.experts[e](row) for w, e in zip(weights, best.indices.tolist()))
+    return out
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=60)
+@given(kind=st.sampled_from([TopKRouter, NoisyTopKRouter, BiasBalancedRouter]), num_experts=st.integers(0, 6),
+       top_k=st.integers(-1, 7), size=st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(1, 4)),
+       share=st.sampled_from([None, 0.0, 0.5, 1.0]), grad=st.booleans(), seed=st.integers(0, 99))
+@example(kind=TopKRouter, num_experts=3, top_k=2, size=(0, 4, 2), share=None, grad=False, seed=0)
+@example(kind=TopKRouter, num_experts=3, top_k=2, size=(2, 4, 2), share=0.0, grad=False, seed=0)
+def test_a_layer_of_any_shape_is_the_naive_loop_or_one_sentence(kind, num_experts, top_k, size, share, grad, seed):
+    torch.manual_seed(seed)
+    if not 1 <= top_k <= num_experts:
+        with pytest.raises(UserError, match=f"top_k={top_k}" if num_experts >= 1 else "num_experts=0"):
+            build_moe(size[-1], num_experts, top_k, kind)
+        return
+    moe, x = build_moe(size[-1], num_experts, top_k, kind).eval(), torch.randn(size)
+    mask = None if share is None else torch.rand(size[:2]) < share
+    with torch.set_grad_enabled(grad):
+        out, routing = moe(x, mask)
+    real, expected = torch.ones(size[:2], dtype=torch.bool) if mask is None else mask, torch.zeros_like(x)
+    expected[real] = naive_rows(moe, x[real], top_k)
+    assert_close(out, expected)
+    assert routing.counts.sum() == top_k * int(real.sum())
+    assert balance_loss(routing).isfinite() and router_z_loss(routing).isfinite()
 
 
 def test_expert_load_is_per_layer_and_1_is_a_fair_share():

@@ -1,4 +1,5 @@
 # Made from nbs/82_overrides.ipynb by `pmd-dev tests`. Edit the notebook.
+import copy
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from hydra.version import VersionBase
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from perceiver_moe_diffusion.core import UserError
@@ -20,6 +23,7 @@ from perceiver_moe_diffusion.runs.overrides import (
     check_parameter,
     check_root,
     closest,
+    flatten_nodes,
     folder_exists,
     load_config,
     read_override,
@@ -167,6 +171,45 @@ def test_an_option_decides_which_settings_there_are():
     with pytest.raises(UserError, match="needs moe=mixture"):
         load_config(["moe=dense", "moe/router=top_k"])
     assert load_config(["sampler=ddim", "sampler.eta=0.5"]).sampler.eta == 0.5
+
+
+VALUES = ["", "null", "true", "1", "-1", "1e3", "0.5", "nan", "inf", "[1,2]", "[]", "{a:1}", "${seed}", "${nothing}",
+          "${", "${oc.env:NO_SUCH}", "'", '"', "\\", "a=b", "a,b", "[", "{", "!!python/object:os.system", "$", "1:2",
+          "é猫", "9" * 400, "choice(1,2)", "range(1,3)", "???", "[[1],[2]]", "int(3.5)", "${idiv:1,0}", "${mul:a,b}",
+          "\n", "\x00", "dense", "ddim", "../train", "[pkg://nothing]", "[cat,dog]"]
+GROUPS = ["moe", "data", "model", "sampler", "experiment", "moe/router", "hydra.searchpath", "hydra", "defaults"]
+
+
+@st.composite
+def lines(draw, keys):
+    "A line as a person might type it: a key that is there, nearly there, or not; and any value."
+    key = draw(st.sampled_from(keys))
+    odd = [key[:-1], key.upper(), f"{key}.a", f".{key}", key.replace(".", "/"), ""]
+    key, value = draw(st.sampled_from([key] * 4 + odd)), draw(st.sampled_from(VALUES) | st.text(max_size=8))
+    before = draw(st.sampled_from([*[""] * 5, "+", "++", "~", "-"]))
+    return f"{before}{key}{draw(st.sampled_from(['=', '=', '=', '==']))}{value}"
+
+
+def test_whatever_is_typed_is_a_configuration_or_one_sentence(monkeypatch):
+    compose_once, composed = load_config.__globals__["compose_config"], {}
+
+    def remembered(name, overrides):
+        key = (name, *(override.input_line for override in overrides))
+        composed[key] = composed.get(key) or compose_once(name, overrides)
+        return copy.deepcopy(composed[key])
+    monkeypatch.setitem(load_config.__globals__, "compose_config", remembered)
+
+    @settings(derandomize=True, database=None, deadline=None, max_examples=40)
+    @given(lines(sorted(flatten_nodes(load_config())) + GROUPS))
+    @example("model.adapter._target_=1")
+    def typed(line):
+        try:
+            config = load_config([line])
+        except UserError as error:
+            assert str(error) and "\n" not in str(error), line
+            return
+        assert "???" not in OmegaConf.to_yaml(config, resolve=True)
+    typed()
 
 
 CONF = Path(str(files("perceiver_moe_diffusion.conf")))

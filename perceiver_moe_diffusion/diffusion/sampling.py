@@ -89,9 +89,12 @@ def classifier_free_guidance(
     cond, uncond = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null])).chunk(2)
     s = scale.to(x).view(-1, *[1] * (x.ndim - 1)) if torch.is_tensor(scale) else scale
     y = uncond + s * (cond - uncond)
-    if rescale:
+    if rescale and math.prod(x.shape[1:]) > 1:
         axes = tuple(range(1, x.ndim))
-        y = y * (1 + rescale * (cond.std(axes, keepdim=True) / y.std(axes, keepdim=True) - 1))
+        spread = y.std(axes, keepdim=True)
+        is_flat = spread <= 1e-6 * y.abs().amax(axes, keepdim=True)  # of rounding: nothing that could be brought back
+        contrast = torch.where(is_flat, 1.0, cond.std(axes, keepdim=True) / spread)
+        y = y * (1 + rescale * (contrast - 1))
     return y
 
 # %% ../../nbs/11_sampling.ipynb #0383e15f
@@ -202,6 +205,8 @@ class Sampler:
         **options,                    # `pairs`, `on_step`, `x`: as in `iterate`
     ) -> torch.Tensor:                # [B, C, H, W] in [−1, 1]
         "Draw images from noise: run the sampling loop to its end."
+        self.check()
+        require(len(seeds) == len(label) >= 1, f"{len(seeds)} seeds for {len(label)} labels", "a seed for each image")
         noise = NoiseStream(seeds, shape, label.device)
         start = noise.draw(1)[0]  # in any case, so that the noise of the steps is the same with and without an `x`
         x = options.pop("x", start)

@@ -129,7 +129,7 @@ def run_experts(
             f"{list(wanted)}, the shape of its rows",
         )
         outputs.append(output)
-    return torch.cat(outputs)
+    return torch.cat(outputs) if outputs else rows[0][:0]  # no rows at all: an empty batch, or nothing but padding
 
 # %% ../../nbs/30_moe.ipynb #925b105b
 def combine(outputs: torch.Tensor, pairs: ExpertPairs, routing: Routing) -> torch.Tensor:  # [R, ...]
@@ -227,15 +227,18 @@ def balance_loss(
 ) -> torch.Tensor:  # scalar; 1 at a uniform load, near E when the router is sure that one expert takes all
     "Load-balancing loss (auxiliary loss) `E · Σ_e f_e P_e` of one layer, as in Switch (Fedus et al. 2021, eq. 4)."
     counts = all_reduce_sum(routing.counts.float())
-    fraction = counts / counts.sum()  # f, which carries no gradient
-    return len(counts) * (fraction * routing.probs.mean(dim=0)).sum()
+    fraction = counts / counts.sum().clamp(min=1)  # f, which carries no gradient
+    probs = routing.probs
+    mean = probs.mean(dim=0) if len(probs) else probs.sum(dim=0)  # no rows, no loss: their mean would be NaN
+    return len(counts) * (fraction * mean).sum()
 
 # %% ../../nbs/30_moe.ipynb #aa739917
 def router_z_loss(
     routing: Routing,
 ) -> torch.Tensor:  # scalar, 0 or more
     "Router z-loss (auxiliary loss) `mean(logsumexp(logits)²)`: keeps logits small (Zoph et al. 2022, eq. 5)."
-    return routing.logits.float().logsumexp(dim=-1).square().mean()
+    squares = routing.logits.float().logsumexp(dim=-1).square()
+    return squares.mean() if len(squares) else squares.sum()
 
 # %% ../../nbs/30_moe.ipynb #1bb750d3
 class NoisyTopKRouter(TopKRouter):

@@ -264,6 +264,7 @@ def moved_to(target: str) -> str:  # a sentence, or "" for what is not of this p
 
 def import_target(target: str, path: str) -> Any:
     "The class or function that a node names."
+    require(isinstance(target, str), f"{path}._target_={target}", "the full name of a class, package.module.Class")
     try:
         return resolve_name(target)
     except Exception as error:
