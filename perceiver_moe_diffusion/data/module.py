@@ -36,8 +36,8 @@ class DataModule:
         for name, value in dict(val_fraction=val_fraction, test_fraction=test_fraction).items():
             share = require_number(f"data.{name}", value, 0, 1)
             require(0 < share < 1, f"data.{name}={share}", "more than 0 and less than 1")
-        batch_size = require_whole("data.batch_size", batch_size, 1)
-        seed, split_seed = require_whole("data.seed", seed), require_whole("data.split_seed", split_seed)
+        batch_size = require_whole("data.batch_size", batch_size, 1, 2**31 - 1)
+        seed, split_seed = require_whole("data.seed", seed), require_whole("data.split_seed", split_seed, 0, 2**32 - 1)
         data = dataset(root)
         indices: Sequence[torch.Tensor] = split_indices(data, val_fraction, test_fraction, split_seed)
         if classes is not None:

@@ -113,6 +113,7 @@ def checked_interval(interval: Any) -> list[float] | None:
     "The guidance interval as two numbers, or a `UserError`."
     if interval is None:
         return None
+    interval = plain_number(interval)
     ends = [plain_number(end) for end in interval] if isinstance(interval, Iterable) else []
     numbers = [end for end in ends if isinstance(end, (int, float)) and not isinstance(end, bool)]
     fits = len(ends) == len(numbers) == 2 and 0 <= numbers[0] <= numbers[1]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import all_reduce_sum, require
+from ..core import all_reduce_sum, in_short, plain_number, require, require_whole
 from .attention import MLP
 
 # %% ../../nbs/30_moe.ipynb #101841f8
@@ -65,7 +65,9 @@ class TopKRouter(nn.Module):
         top_k: int = 2,    # k, experts per row, 1 to E
     ):
         super().__init__()
-        require(1 <= top_k <= num_experts, f"top_k={top_k}", f"1 to {num_experts}, the number of experts (num_experts)")
+        top_k = plain_number(top_k)
+        fits = isinstance(top_k, int) and not isinstance(top_k, bool) and 1 <= top_k <= num_experts
+        require(fits, f"top_k={in_short(top_k)}", f"1 to {num_experts}, the number of experts (num_experts)")
         self.top_k = top_k
         self.gate = nn.Linear(dim, num_experts, bias=False)
 
@@ -218,7 +220,7 @@ def build_moe(
     experts: Sequence[Callable[[int], nn.Module]] = (MLPExpert,),  # expert(dim); fewer than E are taken in turn
 ) -> MoE:
     "Build a mixture-of-experts layer for a width: what a configuration's `moe.layer` node calls for each block."
-    require(num_experts >= 1, f"num_experts={num_experts}", "1 or more")
+    num_experts = require_whole("num_experts", num_experts, 1)
     return MoE(router(dim, num_experts, top_k), [experts[i % len(experts)](dim) for i in range(num_experts)])
 
 # %% ../../nbs/30_moe.ipynb #9a86b792

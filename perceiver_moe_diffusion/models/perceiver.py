@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..core import require
+from ..core import require, require_whole
 from .attention import Block, Dense
 
 # %% ../../nbs/22_perceiver.ipynb #c1c4f1ad
@@ -108,9 +108,9 @@ class PerceiverIO(nn.Module):
         input_feed_forward: Callable[[int], nn.Module] = Dense,  # dense or MoE: what those are
     ):
         super().__init__()
-        at_least = {"num_latents": (num_latents, 1), "num_stages": (num_stages, 1), "input_depth": (input_depth, 0)}
-        for name, (value, least) in at_least.items():
-            require(value >= least, f"{name}={value}", f"{least} or more")
+        dim, num_latents = require_whole("dim", dim, 1), require_whole("num_latents", num_latents, 1)
+        depth, input_depth = require_whole("depth", depth), require_whole("input_depth", input_depth)
+        num_stages = require_whole("num_stages", num_stages, 1)
         self.num_stages, self.input_dim, self.query_dim = num_stages, input_dim, query_dim
         self.latents = nn.Parameter(0.02 * torch.randn(num_latents, dim))
         self.input_layers = nn.ModuleList(InputLayer(input_dim, input_feed_forward) for _ in range(input_depth))
