@@ -97,8 +97,8 @@ def test_extra_latents_take_part():
 
 
 @pytest.mark.parametrize("options", [
-    dict(num_latents=0), dict(num_stages=0), dict(input_depth=-1), dict(num_heads=3), dict(num_latents=2.5), dict(dim="8"),
-    dict(depth=True), dict(num_stages=None), dict(input_depth=float("nan"))])
+    dict(num_latents=0), dict(num_stages=0), dict(input_depth=-1), dict(num_heads=3), dict(num_latents=2.5),
+    dict(dim="8"), dict(depth=True), dict(num_stages=None), dict(input_depth=float("nan"))])
 def test_impossible_sizes_are_refused_with_one_sentence(options):
     (name, value), = options.items()
     with pytest.raises(UserError, match=f"{name}={value}"):

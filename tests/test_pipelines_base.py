@@ -76,8 +76,8 @@ def sampling():
     (dict(guidance_scale=[1, float("inf")]), "guidance_scale=inf"), (dict(guidance_scale=[[1], [2]]), "guidance_scale"),
     (dict(guidance_scale=["a", 1]), "guidance_scale=a"), (dict(guidance_scale=torch.ones(2, 1)), "guidance_scale"),
     (dict(guidance_scale=torch.tensor([True])), "guidance_scale=True"), (dict(guidance_scale={1: 2}), "guidance_scale"),
-    (dict(guidance_interval=torch.tensor(3)), "guidance_interval=3"), (dict(guidance_interval=3), "guidance_interval=3"),
-    (dict(guidance_interval=[1, 2, 3]), "guidance_interval"),
+    (dict(guidance_interval=torch.tensor(3)), "guidance_interval=3"),
+    (dict(guidance_interval=3), "guidance_interval=3"), (dict(guidance_interval=[1, 2, 3]), "guidance_interval"),
     (dict(guidance_interval=[2, 1]), "guidance_interval"), (dict(guidance_interval=[0, "1"]), "guidance_interval"),
     (dict(guidance_interval=[float("nan"), 1]), "guidance_interval"), (dict(clip="no"), "clip=no"),
 ])
