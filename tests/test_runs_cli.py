@@ -280,11 +280,11 @@ def test_a_picture_of_what_was_asked_for(finished, somewhere, capsys):
     assert (status, out) == (0, "1 image of 3: three.png\n") and pictures.imread("three.png").shape[:2] == (160, 160)
 
 
-@pytest.mark.parametrize("name, size", [("digits", 8), ("mnist", 28)])
-def test_a_model_that_comes_with_the_package_needs_no_run(somewhere, capsys, name, size):
+@pytest.mark.parametrize("name, size, said", [("digits", 8, "7"), ("mnist", 28, "7 - seven")])
+def test_a_model_that_comes_with_the_package_needs_no_run(somewhere, capsys, name, size, said):
     status, out, _ = typed_in(capsys, pmd_sample, f"model={name}", "label=7", "steps=2")
     side = size * max(4, 160 // size)
-    assert (status, out) == (0, "1 image of 7: samples.png\n")
+    assert (status, out) == (0, f"1 image of {said}: samples.png\n")
     assert pictures.imread("samples.png").shape[:2] == (side, side)
 
 
