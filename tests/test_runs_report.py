@@ -8,6 +8,7 @@ import torch
 
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.batches import split_indices
+from perceiver_moe_diffusion.evaluation.generate import needs_examples
 from perceiver_moe_diffusion.pipelines.files import load_pipeline
 from perceiver_moe_diffusion.runs.build import instantiate_node
 from perceiver_moe_diffusion.runs.overrides import load_config
@@ -20,6 +21,7 @@ from perceiver_moe_diffusion.runs.report import (
     results_table,
     same_data,
     save_log,
+    tell_missing,
 )
 
 
@@ -62,6 +64,19 @@ def test_the_table_shows_what_has_a_title_with_its_guidance_scale():
                                          ((0.5, None, float("nan")), "0.5  [–, –]")])
 def test_a_number_is_told_in_four_digits(value, text):
     assert format_number(value) == text
+
+
+def test_what_was_not_computed_stands_under_the_table_and_is_told_before(capsys):
+    missing = {"density": "few", "coverage": "few"}
+    lines = results_table({"parameters": 7, "not_computed": missing}).splitlines()
+    assert len(lines) == 2 and lines[1] == "not computed: density and coverage (few)"
+
+    @needs_examples(lambda data, **settings: data)
+    def evaluation(pipeline, data):
+        ...
+    tell_missing(evaluation, missing)
+    tell_missing(evaluation, {})
+    assert capsys.readouterr().out == f"{lines[1]}\n"
 
 
 OLD_ROUGH = ["evaluation.samples_per_class=2", "evaluation.classifier_steps=5", "evaluation.max_fd_images=20"]

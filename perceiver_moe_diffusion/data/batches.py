@@ -6,6 +6,7 @@
 __all__ = ['split_indices', 'subsample_per_class', 'keep_classes', 'Batch', 'StepLoader', 'CropFlip']
 
 # %% ../../nbs/41_batches.ipynb #7f4ff38d
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -63,13 +64,27 @@ def split_indices(
         if data.official_val:  # before a test set is drawn, which takes from anywhere
             rest, val = rest[:-data.official_val], rest[-data.official_val:]
         if not data.official_test:
-            rest, test = train_test_split(rest, test_size=test_fraction, stratify=labels[rest], random_state=seed)
+            size = _part_size(test_fraction, labels[rest])
+            rest, test = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=seed)
         if not data.official_val:
-            rest, val = train_test_split(rest, test_size=val_fraction, stratify=labels[rest], random_state=seed)
+            size = _part_size(val_fraction, labels[rest])
+            rest, val = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=seed)
     except ValueError as error:
+        counts = np.bincount(labels, minlength=len(data.class_names))
+        least, name = counts.min(), data.class_names[counts.argmin()]
         raise UserError(f"{len(labels)} images of {len(data.class_names)} classes cannot be split ({error}). "
-                        "Each class needs at least 3 images, and each part at least one image per class.") from error
+                        f"Each class needs at least 3 images, and {name!r} has {least}; each part needs at least one "
+                        "image per class. Add images, or set data.test_fraction and data.val_fraction.") from error
     return tuple(torch.from_numpy(np.sort(index)) for index in (rest, val, test))
+
+
+def _part_size(
+    fraction: float,      # of the examples
+    labels: np.ndarray,   # [n] of the examples to split
+) -> float | int:         # the share, or a number of examples
+    "The size of a validation or test part: a share of the examples, but at least one example of each class."
+    classes = len(np.unique(labels))
+    return fraction if math.ceil(fraction * len(labels)) >= classes else classes
 
 # %% ../../nbs/41_batches.ipynb #a0950d6f
 def subsample_per_class(
@@ -159,7 +174,8 @@ class StepLoader:
         allowed = f"1 to {len(index)}, the number of training images"
         batch_size, seed = plain_number(batch_size), require_whole("data.seed", seed)
         is_whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-        require(is_whole and 1 <= batch_size <= len(index), f"data.batch_size={in_short(batch_size)}", allowed)
+        require(is_whole and 1 <= batch_size <= len(index), f"data.batch_size={in_short(batch_size)}", allowed,
+                f"Set data.batch_size={len(index)} or lower." if is_whole and batch_size > len(index) else "")
         self.data, self.index, self.batch_size, self.seed = data, index, batch_size, seed
         self.first, self.process, self.augment = first, process, augment
 

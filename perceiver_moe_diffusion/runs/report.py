@@ -16,9 +16,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ..compat import keep_memory, silence_lightning
-from ..core import require, write_json, write_table
+from ..core import process_rank, require, write_json, write_table
 from ..data.batches import keep_classes
 from ..data.module import DataModule
+from ..evaluation.generate import missing_before_training
+from ..evaluation.metrics import describe_missing
 from ..figures import save_figure, show_curves
 from ..pipelines.files import load_pipeline
 from ..pipelines.generate import GeneratorPipeline
@@ -84,7 +86,19 @@ def format_number(value: Any) -> str:
 def results_table(results: dict) -> str:
     "Summary table of an evaluation: the results that fit on a screen, one per line."
     shown = [(title.format(**results), name) for name, title in RESULT_TITLES.items() if name in results]
-    return "\n".join(f"{title:<48}{format_number(results[name])}" for title, name in shown)
+    lines = [f"{title:<48}{format_number(results[name])}" for title, name in shown]
+    missing = describe_missing(results.get("not_computed", {}))
+    return "\n".join([*lines, missing] if missing else lines)
+
+# %% ../../nbs/87_report.ipynb #37256e2f
+def tell_missing(
+    evaluation: Any,  # a function of an evaluation with its settings
+    data: DataModule,
+) -> None:
+    "Print the figures that an evaluation will not compute on this data, and why: before training, in one line."
+    missing = describe_missing(missing_before_training(evaluation, data))
+    if missing and process_rank() == 0:
+        print(missing, flush=True)
 
 # %% ../../nbs/87_report.ipynb #06b62140
 def in_words_order(dataset: Callable[[str | None], Any], root: str | None) -> Any:
