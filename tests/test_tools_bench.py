@@ -1,11 +1,13 @@
 # Made from nbs/91_bench.ipynb by `pmd-dev tests`. Edit the notebook.
+import os
+import subprocess
 import time
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-from perceiver_moe_diffusion.tools.bench import as_table, bench_row, forward_backward, take_turns
+from perceiver_moe_diffusion.tools.bench import as_table, bench_row, forward_backward, run_python, take_turns
 
 
 @contextmanager
@@ -44,6 +46,14 @@ def test_drift_looks_like_a_difference_only_one_after_the_other():
     with simulated(lambda n: 1 + 0.05 * n) as candidate:
         turns = take_turns({0: candidate(1.0), 1: candidate(1.0)})
     assert alone[1] / alone[0] > 1.4 and turns[1] / turns[0] < 1.05
+
+
+def test_a_program_runs_in_a_process_and_an_environment_of_its_own():
+    program = "import os, sys; print(sys.argv[1], os.environ['PMD_KEEP_MEMORY'], os.getpid())"
+    *said, process = run_python(program, "7", PMD_KEEP_MEMORY="0").split()
+    assert said == ["7", "0"] and int(process) != os.getpid()
+    with pytest.raises(subprocess.CalledProcessError):
+        run_python("raise SystemExit(1)")
 
 
 def test_a_step_drops_its_gradients():

@@ -2,7 +2,6 @@
 import ast
 import builtins
 import json
-import os
 import subprocess
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from perceiver_moe_diffusion.evaluation.results import read_results
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
+from perceiver_moe_diffusion.tools.bench import run_python
 from perceiver_moe_diffusion.tools.benchmarks import (
     DRAW_A_DIGIT,
     FIRST_PICTURE,
@@ -20,7 +20,6 @@ from perceiver_moe_diffusion.tools.benchmarks import (
     bench_folder,
     bench_startup,
     pmd_bench,
-    run_python,
 )
 
 
@@ -63,14 +62,6 @@ def test_a_program_in_a_text_names_only_what_is_there(program):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             bound |= {alias.name for alias in node.names}
     assert {node.id for node in names} <= bound
-
-
-def test_a_program_runs_in_a_process_and_an_environment_of_its_own():
-    program = "import os, sys; print(sys.argv[1], os.environ['PMD_KEEP_MEMORY'], os.getpid())"
-    *said, process = run_python(program, "7", PMD_KEEP_MEMORY="0").split()
-    assert said == ["7", "0"] and int(process) != os.getpid()
-    with pytest.raises(subprocess.CalledProcessError):
-        run_python("raise SystemExit(1)")
 
 
 def test_start_up_is_told_as_ratios_to_importing_torch(monkeypatch):

@@ -6,7 +6,10 @@
 __all__ = ['take_turns']
 
 # %% ../../nbs/91_bench.ipynb #a554063a
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
@@ -49,6 +52,13 @@ def forward_backward(module: nn.Module, *inputs: torch.Tensor) -> Callable[[], N
 def bench_row(name: str, value: float, unit: str, target: float | None = None, note: str = "") -> dict:
     "One result; `target` is the largest value that is good enough."
     return {"name": name, "value": value, "unit": unit, "target": target, "note": note}
+
+# %% ../../nbs/91_bench.ipynb #31cbef7f
+def run_python(program: str, *arguments: str, **environment: str) -> str:
+    "Run a program in a process of its own; what it prints."
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return done.stdout
 
 # %% ../../nbs/91_bench.ipynb #34fe3832
 def as_table(rows: Sequence[dict]) -> str:

@@ -17,11 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -37,7 +35,8 @@ from ..models.perceiver import PerceiverIO
 from ..pipelines.files import from_pretrained
 from ..runs.build import build_run
 from ..runs.overrides import load_config
-from .bench import as_table, bench_row, forward_backward, take_turns
+from .bench import as_table, bench_row, forward_backward, run_python, take_turns
+from .testing import TrivialModel, write_folder
 
 # %% ../../nbs/92_benchmarks.ipynb #98865e1b
 def bench_moe(rounds: int = 15) -> list[dict]:
@@ -148,13 +147,6 @@ print(take_turns({"step": perceiver_step(batch=4)}, int(sys.argv[1]))["step"])
 """
 
 
-def run_python(program: str, *arguments: str, **environment: str) -> str:
-    "Run a program in a process of its own; what it prints."
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
-    return done.stdout
-
-
 def bench_memory(rounds: int = 15) -> list[dict]:
     "The Perceiver's step with glibc's defaults and with `keep_memory()`, each in a process of its own."
     seconds: dict[str, list[float]] = {keep: [] for keep in "01"}
@@ -186,15 +178,6 @@ def bench_mixture(rounds: int = 15) -> list[dict]:
     return rows
 
 # %% ../../nbs/92_benchmarks.ipynb #7039b5d2
-class TrivialModel:
-    "A denoiser that costs nothing (identity): it predicts what it was given."
-    input_shape: tuple[int, ...] = (1, 28, 28)
-    num_classes = null_label = 10
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor, return_routing: bool = False) -> Any:
-        return x
-
-
 def bench_sampling(rounds: int = 15, steps: int = 100) -> list[dict]:
     "Overhead of the sampling loop: microseconds a step with a model that costs nothing, batch 16×1×28×28."
     diffusion, label = Diffusion(1000), torch.zeros(16, dtype=torch.long)
@@ -293,16 +276,6 @@ started = time.perf_counter()
 data = image_folder(sys.argv[1], image_size=64, cache=sys.argv[2])
 print(time.perf_counter() - started, len(data.labels))
 """
-
-
-def write_folder(root: Path, images: int) -> None:
-    "A folder of smooth random pictures of 64×64 pixels in ten classes, PNG and JPEG in turns."
-    rng = np.random.default_rng(0)
-    for number in range(images):
-        path = root / f"class {number % 10}" / f"{number}{('.png', '.jpg')[number // 10 % 2]}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        small = Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8))
-        small.resize((64, 64), Image.Resampling.BICUBIC).save(path)
 
 
 def bench_folder(rounds: int = 15, images: int = 20_000) -> list[dict]:

@@ -9,10 +9,13 @@ __all__ = []
 import copy
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -84,3 +87,22 @@ def image_numbers(batch: Batch) -> list[int]:
     "Which images of a `blank_set` a batch holds."
     low, high = ((batch.input[:, 0, row, 0] + 1) * 127.5 for row in (0, 1))
     return (low + 256 * high).round().long().tolist()
+
+# %% ../../nbs/96_testing.ipynb #c9e473cb
+def write_folder(root: Path, images: int) -> None:
+    "A folder of smooth random pictures of 64×64 pixels in ten classes, PNG and JPEG in turns."
+    rng = np.random.default_rng(0)
+    for number in range(images):
+        path = root / f"class {number % 10}" / f"{number}{('.png', '.jpg')[number // 10 % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8))
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(path)
+
+
+class TrivialModel:
+    "A denoiser that costs nothing (identity): it predicts what it was given."
+    input_shape: tuple[int, ...] = (1, 28, 28)
+    num_classes = null_label = 10
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor, return_routing: bool = False) -> Any:
+        return x
