@@ -1,7 +1,10 @@
 # Made from nbs/80_core.ipynb by `pmd-dev tests`. Edit the notebook.
 import ast
+import errno
 import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +19,19 @@ from perceiver_moe_diffusion.core import (
     UserError,
     all_reduce_sum,
     atomic_write,
+    check_digest,
     checked_index,
+    disk_fault,
+    file_digest,
     fold_seed,
+    is_out_of_memory,
     machine,
     one_line,
     process_rank,
     renamed_arguments,
     require_number,
     text_bytes,
+    told_out_of_memory,
     write_json,
     write_table,
 )
@@ -63,6 +71,33 @@ def test_an_argument_that_was_renamed_tells_its_new_name():
     assert diffusion.__name__ == "diffusion", "help() and messages still tell the function's own name"
 
 
+SHORT = """
+import resource
+import numpy as np, torch
+resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+from perceiver_moe_diffusion.core import OutOfMemory, told_out_of_memory
+for ask in (lambda: torch.zeros(10**10), lambda: np.zeros(10**10), lambda: [0] * 10**10):
+    try:
+        with told_out_of_memory("three zeros", data__batch_size=64, steps=2): ask()
+    except OutOfMemory as error: print(error)
+"""
+
+
+def test_too_little_memory_is_one_sentence_whoever_asks_for_it():
+    done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True, check=False)
+    said = "There is not enough memory for three zeros. Lower data.batch_size (now 64) or steps (now 2)."
+    assert done.stdout.splitlines() == [said] * 3, done.stderr
+
+
+def test_other_errors_are_not_told_as_a_lack_of_memory():
+    for error in (RuntimeError("sizes do not match"), UserError("out of memory"), KeyError("out of memory")):
+        with pytest.raises(type(error)) as raised:
+            with told_out_of_memory("training", batch_size=1):
+                raise error
+        assert raised.value is error
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+
+
 def test_atomic_write_keeps_the_old_file_when_writing_fails(tmp_path):
     target = tmp_path / "model.json"
     with atomic_write(target) as file:
@@ -73,6 +108,70 @@ def test_atomic_write_keeps_the_old_file_when_writing_fails(tmp_path):
             raise RuntimeError("stopped half-way")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target], "no temporary file may stay behind"
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # else the limit ends the process
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+import torch
+from pathlib import Path
+from safetensors.torch import save_file
+from perceiver_moe_diffusion.core import DiskError, atomic_write, write_json, write_table
+
+folder, big = Path(sys.argv[1]), torch.zeros(100_000)
+def save_with_torch(path):
+    with atomic_write(path, 400_000) as temporary, open(temporary, "wb") as file:
+        torch.save(big, file)
+def save_as_safetensors(path):
+    with atomic_write(path) as file:
+        save_file({"big": big}, file)
+ways = {"a.ckpt": save_with_torch, "b.safetensors": save_as_safetensors,
+        "c.json": lambda path: write_json(path, {"big": big.tolist()}),
+        "d.csv": lambda path: write_table(path, [{"number": i} for i in range(100_000)])}
+for name, write in ways.items():
+    (folder / name).write_text("old")
+    try: write(folder / name)
+    except DiskError as error: print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence_and_the_old_files_stay(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, check=False)
+    told = done.stdout.splitlines()
+    assert len(told) == 4, done.stderr
+    for name, line in zip(("a.ckpt", "b.safetensors", "c.json", "d.csv"), told):
+        assert line.startswith(f"{tmp_path}/{name} cannot be written: File too large")
+    assert "(0.4 MB or more needed). What stood there before is whole. Make room" in told[0]
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == 4 * ["old"], "no temporary file may stay behind"
+
+
+@pytest.mark.parametrize("error, fault", [
+    (OSError(errno.ENOSPC, "no space"), errno.ENOSPC), (OSError(errno.EDQUOT, "quota"), errno.EDQUOT),
+    (RuntimeError("I/O error: No space left on device (os error 28)"), 28), (OSError(errno.ENOENT, "not there"), 0),
+    (RuntimeError("(os error 2)"), 0), (UserError("(os error 28)"), 0), (KeyError("x"), 0),
+])
+def test_which_errors_mean_a_full_disk(error, fault):
+    assert disk_fault(error) == fault
+    try:
+        try: raise error
+        finally: raise RuntimeError("unexpected pos 640 vs 534")
+    except RuntimeError as wrapped:
+        assert disk_fault(wrapped) == fault, "also when another error was raised while it was handled"
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(1000))
+    noted = {"weights": file_digest(path)}
+    check_digest(path, noted)
+    check_digest(path, {})
+    check_digest(path, None)
+    path.write_bytes(bytes(999) + b"\x01")
+    with pytest.raises(UserError, match="weights is not the file that was saved: its SHA-256"):
+        check_digest(path, noted)
+    with pytest.raises(UserError, match="not the file that was saved"):
+        check_digest(path, "no table of sums")
 
 
 def test_a_table_has_the_columns_of_all_its_rows(tmp_path):
