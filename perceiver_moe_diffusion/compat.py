@@ -103,3 +103,18 @@ def silence_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for remark in SILENCED_WARNINGS:
         warnings.filterwarnings("ignore", remark)
+
+# %% ../nbs/90_compat.ipynb #c4468b1b
+@contextmanager
+def without_process_observer() -> Iterator[None]:
+    "While the block runs, Lightning does not kill the first process when another one is lost (its private observer)."
+    from lightning.pytorch.strategies.launchers import subprocess_script as launcher
+    observe = getattr(launcher, "_launch_process_observer", None)  # a private name: absent in another version
+    if observe is None:
+        yield
+        return
+    launcher._launch_process_observer = lambda processes: None
+    try:
+        yield
+    finally:
+        launcher._launch_process_observer = observe

@@ -102,7 +102,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 @contextmanager
 def told_out_of_memory(
     what: str,                  # that was done, e.g. "training"
-    **settings: Any,            # what may be lowered, with its value now, e.g. `batch_size=128`
+    **settings: Any,            # what may be lowered, with its value now, e.g. `**{"data.batch_size": 128}`
 ) -> Iterator[None]:
     "Too little memory in this block becomes one sentence (`OutOfMemory`): the settings to lower, and their values."
     try:
@@ -110,7 +110,7 @@ def told_out_of_memory(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        lower = " or ".join(f"{name.replace('__', '.')} (now {value})" for name, value in settings.items())
+        lower = " or ".join(f"{name} (now {value})" for name, value in settings.items())
         raise OutOfMemory(f"There is not enough memory for {what}. Lower {lower}.") from error
 
 # %% ../nbs/80_core.ipynb #b35ffbce
@@ -142,7 +142,8 @@ def raise_disk_error(
     if fault:
         free = f", {megabytes(shutil.disk_usage(path.parent).free)} free" if fault == errno.ENOSPC else ""
         needed = f" ({megabytes(size)} or more needed{free})" if size else ""
-        raise DiskError(f"{path} cannot be written: {os.strerror(fault)}{needed}. What stood there before is whole. "
+        old = " The old file is whole." if path.is_file() else ""
+        raise DiskError(f"{path} cannot be written: {os.strerror(fault)}{needed}.{old} "
                         "Make room, or choose another folder.") from error
 
 

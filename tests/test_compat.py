@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceiver_moe_diffusion.compat import keep_memory, silence_lightning, torchvision_error
+from perceiver_moe_diffusion.compat import keep_memory, silence_lightning, torchvision_error, without_process_observer
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import cifar10, digits, fashion_mnist, mnist
 
@@ -63,6 +63,16 @@ def test_digits_work_beside_a_torchvision_built_for_another_torch(broken_torchvi
                "try: mnist()\nexcept ValueError as error: print(error)")
     count, message = run_python(program, env=broken_torchvision).splitlines()
     assert count == "1293" and "RuntimeError: operator torchvision::nms does not exist" in message
+
+
+def test_the_observer_of_processes_is_back_after_the_block():
+    from lightning.pytorch.strategies.launchers import subprocess_script as launcher
+    observe = launcher._launch_process_observer
+    with pytest.raises(KeyError):
+        with without_process_observer():
+            assert launcher._launch_process_observer is not observe
+            raise KeyError
+    assert launcher._launch_process_observer is observe
 
 
 def test_a_warning_that_is_not_one_of_the_remarks_comes_through():

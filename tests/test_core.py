@@ -78,7 +78,7 @@ resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
 from perceiver_moe_diffusion.core import OutOfMemory, told_out_of_memory
 for ask in (lambda: torch.zeros(10**10), lambda: np.zeros(10**10), lambda: [0] * 10**10):
     try:
-        with told_out_of_memory("three zeros", data__batch_size=64, steps=2): ask()
+        with told_out_of_memory("three zeros", **{"data.batch_size": 64}, steps=2): ask()
     except OutOfMemory as error: print(error)
 """
 
@@ -142,7 +142,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_the_old_files_stay(tmp_pa
     assert len(told) == 4, done.stderr
     for name, line in zip(("a.ckpt", "b.safetensors", "c.json", "d.csv"), told):
         assert line.startswith(f"{tmp_path}/{name} cannot be written: File too large")
-    assert "(0.4 MB or more needed). What stood there before is whole. Make room" in told[0]
+    assert "(0.4 MB or more needed). The old file is whole. Make room" in told[0]
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == 4 * ["old"], "no temporary file may stay behind"
 
 
