@@ -113,7 +113,7 @@ def without_process_observer() -> Iterator[None]:
     if observe is None:
         yield
         return
-    launcher._launch_process_observer = lambda processes: None
+    launcher._launch_process_observer = lambda child_processes: None
     try:
         yield
     finally:

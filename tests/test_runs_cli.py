@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.pipelines.files import load_pipeline
+from perceiver_moe_diffusion.pipelines.files import from_pretrained, load_pipeline
 from perceiver_moe_diffusion.runs.build import instantiate_node
-from perceiver_moe_diffusion.runs.cli import pmd_evaluate, pmd_sample, pmd_train, sample_images
+from perceiver_moe_diffusion.runs.cli import image_names, pmd_evaluate, pmd_sample, pmd_train, sample_images
 from perceiver_moe_diffusion.runs.folder import same_settings
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.report import RESULT_TITLES, same_data
@@ -295,6 +295,56 @@ def test_pictures_follow_labels_count_and_seed(finished, somewhere):
     assert draw() == first and draw(seed=1) != first
     draw(label=None, count=1)
     assert pictures.imread("samples.png").shape[:2] == (8 * 20, (10 * 8 + 9) * 20)
+
+
+def test_a_folder_of_images_has_those_of_the_grid_and_goes_on_where_it_stopped(somewhere, capsys):
+    wish = ["model=digits", "label=[3,7]", "count=4", "steps=2", "seed=5"]
+    assert typed_in(capsys, pmd_sample, *wish, "out=many/")[0] == 0
+    names = [f"{label}_{number:06d}.png" for label, number in zip([3, 3, 3, 3, 7, 7, 7, 7], range(8))]
+    assert sorted(path.name for path in Path("many").iterdir()) == [*names, "settings.json"]
+    drawn = from_pretrained("digits").sample([3, 3, 3, 3, 7, 7, 7, 7], seed=5, steps=2, guidance_scale=2.0)
+    for name, image in zip(names, drawn):
+        seen = torch.from_numpy(pictures.imread(Path("many") / name))
+        assert seen.shape == (8, 8) and (seen - (image[0] / 2 + 0.5)).abs().max() < 0.003, "pixel by pixel"
+    before = {name: (Path("many") / name).read_bytes() for name in names}
+    kept = (Path("many") / names[0]).stat().st_mtime_ns
+    for name in names[3:6]:
+        (Path("many") / name).unlink()
+    assert "8 images (5 were there): many" in typed_in(capsys, pmd_sample, *wish, "out=many/")[1]
+    assert {name: (Path("many") / name).read_bytes() for name in names} == before
+    assert (Path("many") / names[0]).stat().st_mtime_ns == kept, "what is there is not drawn again"
+    assert "8 images (8 were there)" in typed_in(capsys, pmd_sample, *wish, "out=many/")[1]
+
+
+@pytest.mark.parametrize("other, said", [
+    ("seed=6", "many/ with seed=6 is not possible: the images in it have seed=5"), ("count=5", "count=5"),
+    ("label=3", "label=[3]"), ("steps=3", "sampler="), ("model=mnist", "weights=")])
+def test_images_of_other_settings_do_not_come_into_the_same_folder(somewhere, capsys, other, said):
+    wish = {"model": "digits", "label": "[3,7]", "count": "1", "steps": "2", "seed": "5", "out": "many/"}
+    line = lambda changes: [f"{name}={value}" for name, value in {**wish, **changes}.items()]
+    typed_in(capsys, pmd_sample, *line({}))
+    before = sorted(Path("many").iterdir())
+    assert said in refused(capsys, pmd_sample, *line(dict([other.split("=")])))
+    assert sorted(Path("many").iterdir()) == before
+
+
+def test_a_folder_with_other_files_is_left_alone(occupied, capsys):
+    said = refused(capsys, pmd_sample, "model=digits", "out=occupied/", "steps=2")
+    assert "out=occupied/, which holds other files already, is not possible; allowed: a new or empty folder" in said
+
+
+@pytest.mark.parametrize("wish, said", [
+    (["count=100000000"], "count=100000000, a grid of 1,000,000,000 images, is not possible; allowed: 1,000 images"),
+    (["count=101"], "One file each: out=FOLDER/"), (["count=100000000", "out=many/"], "1,000,000 images in a fol")])
+def test_too_many_images_are_refused_with_the_way_that_works(somewhere, capsys, wish, said):
+    assert said in refused(capsys, pmd_sample, "model=digits", "steps=2", *wish)
+    assert list(somewhere.iterdir()) == []
+
+
+def test_a_class_name_with_odd_signs_makes_a_plain_file_name():
+    pipeline = from_pretrained("digits")
+    pipeline.class_names = ["a/b c", "Käse", *"23456789"]
+    assert image_names(pipeline, [0, 1, 0]) == ["a-b-c_000000.png", "Käse_000001.png", "a-b-c_000002.png"]
 
 
 def test_a_run_is_measured_again_also_without_its_log(finished, tmp_path, capsys):

@@ -41,6 +41,12 @@ def test_the_curves_have_the_steps_at_which_a_loss_was_logged(tmp_path):
     assert loss_curves(read_logs(tmp_path)) == {"loss": ([10, 30], [0.9, 0.5]), "val_loss": ([30], [0.6])}
 
 
+@pytest.mark.parametrize("cut", ["0.4", "0.4,", ",", "0.4,x"])
+def test_a_row_that_a_full_disk_has_cut_is_left_out(tmp_path, cut):
+    write_parts(tmp_path, from_0="0.9,10,\n" + cut)
+    assert [row["step"] for row in read_logs(tmp_path)] == ["10"]
+
+
 def test_a_run_too_short_for_a_log_still_has_its_files(tmp_path):
     save_log(tmp_path)
     assert (tmp_path / "metrics.csv").read_text().strip() == "step,loss,val_loss" and (tmp_path / "loss.png").is_file()

@@ -6,6 +6,7 @@
 __all__ = ['instantiate_node', 'build_run', 'make_pipeline']
 
 # %% ../../nbs/83_build.ipynb #4ad978ce
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from ..core import Stream, UserError, atomic_write, fold_seed, one_line
-from ..data.images import class_counts, describe
+from perceiver_moe_diffusion.core import (
+    OutOfMemory,
+    Stream,
+    UserError,
+    fold_seed,
+    is_out_of_memory,
+    one_line,
+    process_rank,
+    require,
+)
 from ..data.module import DataModule
-from ..image_grid import png_grid
 from ..pipelines.base import Pipeline
-from ..pipelines.files import load_initial_weights
+from ..pipelines.files import is_inside, load_initial_weights, read_config, to_plain
+from .folder import flatten_keys, to_container
 
 # %% ../../nbs/83_build.ipynb #eecfe811
 def instantiate_node(
@@ -40,6 +49,9 @@ def instantiate_node(
         for told in chain:
             if isinstance(told, UserError):
                 raise told from told.__cause__
+        if is_out_of_memory(chain[-1]):
+            raise OutOfMemory(f"There is not enough memory to make {node._target_.rpartition('.')[2]}: lower the sizes "
+                              "in its settings.") from error
         raise UserError(f"{node._target_} does not accept its settings ({one_line(chain[-1])}).") from error
 
 # %% ../../nbs/83_build.ipynb #1cc7f069
@@ -47,6 +59,21 @@ class BuiltRun(NamedTuple):
     "What a configuration describes."
     data: DataModule
     module: Any  # the task, a `TrainingModule`; has the `model`
+
+# %% ../../nbs/83_build.ipynb #321b597d
+def same_reading(config: DictConfig, folder: Path) -> None:
+    "Refuse weights that this model would read differently (`num_heads`), and tell what else is not as in their run."
+    settings, about = to_container(config), read_config(folder / "config.json")
+    nodes = {"model": settings["model"]["net"], "diffusion": settings["diffusion"]}
+    saved, here = (flatten_keys(tree) for tree in ({name: about.get(name) for name in nodes}, to_plain(nodes)))
+    other = [name for name in sorted({*saved} & {*here}) if saved[name] != here[name]]
+    for name in other:
+        learned = name.endswith("num_heads") and not is_inside(name.removeprefix("model."), config.fresh)
+        require(not learned, f"{name}={here[name]} with init={folder}", f"{saved[name]}, as in that run",
+                "The shapes of the weights agree, but each head would read columns that belonged to others.")
+    if other and process_rank() == 0:
+        differences = ", ".join(f"{name}={here[name]} (there {saved[name]})" for name in other)
+        print(f"init={folder}, which was trained with other settings: {differences}", file=sys.stderr)
 
 # %% ../../nbs/83_build.ipynb #c42d8392
 def build_run(config: DictConfig) -> BuiltRun:
@@ -58,6 +85,7 @@ def build_run(config: DictConfig) -> BuiltRun:
     model = instantiate_node(config.model.net, input_shape=data.input_shape, num_classes=data.num_classes)
     if config.init is not None and config.resume is None:
         load_initial_weights(model, config.init, config.fresh)
+        same_reading(config, Path(config.init))
     module = instantiate_node(config.task, model=model)
     make_pipeline(config, model, data).check()
     model.train()  # a pipeline is made for use, and switches to evaluation
@@ -67,41 +95,3 @@ def build_run(config: DictConfig) -> BuiltRun:
 def make_pipeline(config: DictConfig, model: nn.Module, data: DataModule) -> Pipeline:
     "What a person uses of a run, for inference: the model, and the parts that the task needs beside it."
     return instantiate_node(config.pipeline, model=model, class_names=data.examples.class_names)
-
-# %% ../../nbs/83_build.ipynb #39fe45fc
-CHECK_CLASSES, CHECK_IMAGES = 20, 8  # rows and columns of the picture, at most
-
-
-def check_data(
-    config: DictConfig,
-    out: Path = Path("check.png"),  # the picture, of data that are images
-) -> None:
-    "Dry run of the data alone: tell what was understood, and draw a few images of each class."
-    data = instantiate_node(config.data)
-    is_image = isinstance(data.input_shape, tuple) and len(data.input_shape) == 3
-    counts = class_counts(data.examples.labels, data.examples.class_names)
-    print(data.about or (describe(data.examples) if is_image else f"{len(data.examples.labels):,} examples, {counts}"))
-    sizes = {"training": data.train_index, "validation": data.val_index, "test": data.test_index}
-    print(", ".join(f"{name} {len(index):,}" for name, index in sizes.items()))
-    if is_image:
-        try:
-            with atomic_write(out) as file:
-                file.write_bytes(class_grid(data))
-        except OSError as error:
-            raise UserError(f"{out} cannot be written ({error.strerror}). Go to a folder of yours first.") from error
-        more = f" (the first {CHECK_CLASSES} of {data.num_classes})" if data.num_classes > CHECK_CLASSES else ""
-        print(f"{out}: up to {CHECK_IMAGES} images of each class{more}, as the model will see them")
-
-
-def class_grid(data: DataModule) -> bytes:
-    "A contact sheet of a data set as a PNG: one row per class, its images spread over all that there are."
-    rows, labels = [], data.examples.labels
-    columns = min(CHECK_IMAGES, int(labels.bincount().max()))
-    for label in range(min(CHECK_CLASSES, data.num_classes)):
-        own = (labels == label).nonzero()[:, 0]
-        count = min(columns, len(own))
-        images = data.examples.inputs(own[torch.linspace(0, len(own) - 1, count).round().long()])
-        rows.append(torch.cat([images, images.new_zeros(columns - count, *data.input_shape)]))
-    short = [name if len(name) <= 24 else f"{name[:23]}…" for name in data.examples.class_names[:len(rows)]]
-    names = [f"  {name}" for name in short]  # room for a short one
-    return png_grid(torch.cat(rows), columns, max(1, 64 // data.input_shape[1]), names)

@@ -34,6 +34,7 @@ from perceiver_moe_diffusion.core import (
 )
 from .build import BuiltRun, instantiate_node
 from .folder import CHECKPOINT, RUN_DIR
+from .report import measured_settings
 from ..training.loop import EMA, StopOnCtrlC, TrainerData
 
 # %% ../../nbs/85_trainer.ipynb #79fadf62
@@ -192,7 +193,7 @@ class ProcessWatch(threading.Thread):
 
     @property
     def orphaned(self) -> bool:
-        "Whether the process that has started this one is lost; a first process may outlive the shell that it came from."
+        "Whether the process that has started this one is lost. (A first process may outlive its shell.)"
         return self.trainer.local_rank > 0 and os.getppid() != self.parent
 
     def lost(self) -> str:  # "" as long as all are there
@@ -214,18 +215,20 @@ class ProcessWatch(threading.Thread):
             if process.poll() is None:
                 process.kill()
 
-    def speak_for_the_first(self) -> None:
-        "The first process speaks for all; if that is the one that is lost, the second does."
+    def report(self) -> UserError:
+        "What happened, to be raised. The first process speaks for all; if that one is lost, the second does."
+        time.sleep(1)  # the system needs a moment to notice that a process is gone
         if self.orphaned and self.trainer.local_rank == 1:
             print(f"pmd-train: {self.sentence()}", file=sys.stderr, flush=True)
+        return UserError(self.sentence())
 
     def run(self) -> None:
         "The thread: look twice a second."
         while not self.ended.wait(0.5):
             if self.lost() and not self.ended.wait(3):
+                told = self.report()
                 if self.trainer.is_global_zero:
-                    print(f"pmd-train: {self.sentence()}", file=sys.stderr, flush=True)
-                self.speak_for_the_first()
+                    print(f"pmd-train: {told}", file=sys.stderr, flush=True)
                 self.end_others()
                 os._exit(2)
 
@@ -257,19 +260,16 @@ def explained_faults(
             yield
     except Exception as error:
         watch.ended.set()
+        lost = watch.report() if trainer.world_size > 1 and is_lost_connection(error) else None
+        watch.end_others()
         chain = [error, error.__cause__, error.__context__]  # the log of a full disk fails after the checkpoint has
         told = next((one for one in chain if isinstance(one, DiskError | OutOfMemory)), None)
-        if told is None and trainer.world_size > 1 and is_lost_connection(error):
-            time.sleep(1)  # the system needs a moment to notice that a process is gone
-            watch.speak_for_the_first()
-            told = UserError(watch.sentence())
-            watch.end_others()
-            raise told from error
-        watch.end_others()
-        if told is None:
-            raise_disk_error(error, folder / "log")
-            raise
-        raise type(told)(f"{told} {goes_on()}") from error
+        if told is not None:
+            raise type(told)(f"{told} {goes_on()}") from error
+        if lost is not None:
+            raise lost from error
+        raise_disk_error(error, folder / "log")
+        raise
     finally:
         watch.ended.set()
 
@@ -300,13 +300,11 @@ def finished_training_is_kept(
     trainer: Trainer, config: DictConfig, folder: Path, overrides: Sequence[str]
 ) -> Iterator[None]:
     "Save and measure a trained model in this block: what the machine cannot do is one sentence that says how to go on."
-    for plugin in (trainer.strategy.checkpoint_io,):
-        if isinstance(plugin, AtomicCheckpoints) and plugin.failed is not None:
-            print(f"pmd-train: {plugin.failed} The model is saved without it.", file=sys.stderr)
-    measured = {f"evaluation.{name}": value for name, value in config.evaluation.items()
-                if name.startswith(("max_", "samples_per_"))}
+    checkpoints = trainer.strategy.checkpoint_io
+    if isinstance(checkpoints, AtomicCheckpoints) and checkpoints.failed is not None:
+        print(f"pmd-train: {checkpoints.failed} The model is saved all the same.", file=sys.stderr)
     try:
-        with told_out_of_memory("the evaluation", **measured):
+        with told_out_of_memory("the evaluation", **measured_settings(config)):
             yield
     except OutOfMemory as error:
         raise OutOfMemory(f"{error} The model is saved; this measures it again: pmd-evaluate run={folder}") from error
