@@ -32,6 +32,12 @@ def keep_memory() -> bool:  # whether the allocator was told to keep freed memor
     mallopt = ctypes.CDLL("libc.so.6").mallopt
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
+# %% ../nbs/90_compat.ipynb #84414ebf
+def release_memory() -> None:
+    "Give freed memory back to the system (glibc `malloc_trim`; Linux only)."
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
 # %% ../nbs/90_compat.ipynb #5c2cecd1
 @lru_cache(maxsize=1)  # a second attempt in one process fails differently, with a message that misleads
 def torchvision_error() -> str:  # "" if all is well

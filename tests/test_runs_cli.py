@@ -3,10 +3,12 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import signal
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -19,7 +21,14 @@ from safetensors.torch import load_file
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.pipelines.files import from_pretrained, load_pipeline
 from perceiver_moe_diffusion.runs.build import instantiate_node
-from perceiver_moe_diffusion.runs.cli import image_names, pmd_evaluate, pmd_sample, pmd_train, sample_images
+from perceiver_moe_diffusion.runs.cli import (
+    draw_missing,
+    image_names,
+    pmd_evaluate,
+    pmd_sample,
+    pmd_train,
+    sample_images,
+)
 from perceiver_moe_diffusion.runs.folder import same_settings
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.report import RESULT_TITLES, same_data
@@ -339,6 +348,22 @@ def test_a_folder_with_other_files_is_left_alone(occupied, capsys):
 def test_too_many_images_are_refused_with_the_way_that_works(somewhere, capsys, wish, said):
     assert said in refused(capsys, pmd_sample, "model=digits", "steps=2", *wish)
     assert list(somewhere.iterdir()) == []
+
+
+def resident_megabytes():
+    "The memory of this process."
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_more_images_take_no_more_memory(tmp_path):
+    pipeline, used = from_pretrained("digits"), []
+    pipeline.sampler.steps = 2
+    labels, paths = torch.arange(10).repeat(175), [tmp_path / f"{number}.png" for number in range(1750)]
+    for until in (750, 1750):
+        draw_missing(pipeline, labels, 0, [number for number in range(until) if not paths[number].exists()], paths)
+        used.append(resident_megabytes())
+    assert used[1] < used[0] + 40 and all(path.exists() for path in paths), f"it grew from {used[0]} MB to {used[1]} MB"
 
 
 def test_a_class_name_with_odd_signs_makes_a_plain_file_name():

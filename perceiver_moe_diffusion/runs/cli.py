@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ..compat import keep_memory
+from ..compat import keep_memory, release_memory
 from ..core import UserError, file_digest, process_rank, require, write_json
 from ..image_grid import save_images
 from perceiver_moe_diffusion.pipelines.files import (
@@ -234,6 +234,7 @@ def draw_missing(
             for number, image in zip(numbers, images):
                 save_images(image[None], paths[number], columns=1, scale=1)
                 done += 1
+            release_memory()
     except (KeyboardInterrupt, UserError) as stopped:
         told = f"{stopped} " if isinstance(stopped, UserError) else "Stopped. "
         kind = UserError if isinstance(stopped, UserError) else KeyboardInterrupt
