@@ -111,7 +111,7 @@ def told_out_of_memory(
         if not is_out_of_memory(error):
             raise
         lower = " or ".join(f"{name} (now {value})" for name, value in settings.items())
-        raise OutOfMemory(f"There is not enough memory for {what}. Lower {lower}.") from error
+        raise OutOfMemory(f"There is not enough memory for {what}. Lower {lower or 'its size'}.") from error
 
 # %% ../nbs/80_core.ipynb #b35ffbce
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

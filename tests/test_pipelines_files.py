@@ -199,7 +199,7 @@ def flip_a_bit(path: Path, byte: int = -4) -> None:
 
 
 def without_sums(folder: Path) -> Path:
-    "The folder as versions before 0.5 wrote it."
+    "The folder as older versions wrote it."
     path = folder / "config.json"
     about = json.loads(path.read_text())
     del about["sha256"]
