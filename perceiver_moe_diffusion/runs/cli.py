@@ -32,6 +32,9 @@ from .folder import check_writable, to_container
 from .overrides import load_config
 
 # %% ../../nbs/89_cli.ipynb #4e2bee88
+MOST_IN_A_GRID, MOST_IN_A_FOLDER = 1_000, 1_000_000  # images
+
+
 def chosen_pipeline(config: DictConfig) -> GeneratorPipeline:
     "Load the trained generator that a person has chosen, by its run folder or by its name."
     require(
@@ -176,9 +179,6 @@ def pmd_evaluate(arguments: Sequence[str] | None = None) -> None:
     command("pmd-evaluate", "evaluate", run, "measure a trained model", arguments)
 
 # %% ../../nbs/89_cli.ipynb #1790ef1c
-MOST_IN_A_GRID, MOST_IN_A_FOLDER = 1_000, 1_000_000
-
-
 def image_names(pipeline: GeneratorPipeline, labels: Sequence[int]) -> list[str]:
     "A file name for each image: its class and its number."
     plain = [re.sub(r"[^\w-]+", "-", name) for name in pipeline.class_names]

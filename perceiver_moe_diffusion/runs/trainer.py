@@ -32,6 +32,7 @@ from perceiver_moe_diffusion.core import (
     raise_disk_error,
     told_out_of_memory,
 )
+from ..pipelines.files import WEIGHTS
 from .build import BuiltRun, instantiate_node
 from .folder import CHECKPOINT, RUN_DIR
 from .report import measured_settings
@@ -189,7 +190,7 @@ class ProcessWatch(threading.Thread):
     @property
     def started(self) -> list[Popen]:
         "The processes that this one has started."
-        return getattr(self.trainer.strategy.launcher, "procs", [])
+        return [one for one in getattr(self.trainer.strategy.launcher, "procs", []) if isinstance(one, Popen)]
 
     @property
     def orphaned(self) -> bool:
@@ -264,8 +265,11 @@ def explained_faults(
         watch.end_others()
         chain = [error, error.__cause__, error.__context__]  # the log of a full disk fails after the checkpoint has
         told = next((one for one in chain if isinstance(one, DiskError | OutOfMemory)), None)
+        if isinstance(told, OutOfMemory):  # a run that is resumed has the settings that it began with
+            later = goes_on().replace("Resume with", "Where there is more, resume with")
+            raise OutOfMemory(f"{told} {later}") from error
         if told is not None:
-            raise type(told)(f"{told} {goes_on()}") from error
+            raise DiskError(f"{told} {goes_on()}") from error
         if lost is not None:
             raise lost from error
         raise_disk_error(error, folder / "log")
@@ -307,6 +311,8 @@ def finished_training_is_kept(
         with told_out_of_memory("the evaluation", **measured_settings(config)):
             yield
     except OutOfMemory as error:
-        raise OutOfMemory(f"{error} The model is saved; this measures it again: pmd-evaluate run={folder}") from error
+        saved = f"The model is saved; this measures it again: pmd-evaluate run={folder}"
+        there = (folder / WEIGHTS).is_file()
+        raise OutOfMemory(f"{error} {saved if there else how_to_go_on(folder, overrides, trainer)}") from error
     except DiskError as error:
         raise DiskError(f"{error} {how_to_go_on(folder, overrides, trainer)}") from error
