@@ -4,12 +4,14 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.runs.build import build_run, instantiate_node, make_pipeline
+from perceiver_moe_diffusion.runs.build import build_run, check_data, instantiate_node, make_pipeline
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.train import save_model
 from perceiver_moe_diffusion.tools.testing import QUICK, changed, quick_config
@@ -128,3 +130,44 @@ def test_a_resumed_run_asks_nobody_for_weights():
     with pytest.raises(UserError, match="no model at nowhere"):
         build_run(changed({"init": "nowhere"}))
     build_run(changed({"init": "nowhere", "resume": "a-run"}))
+
+
+def test_the_data_can_be_looked_at_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    check_data(load_config())
+    line, parts, picture = capsys.readouterr().out.splitlines()
+    assert line.startswith("1,797 images, 10 classes (0 178, 1 182, ") and line.endswith("8×8 grey")
+    assert parts == "training 1,293, validation 144, test 360"
+    assert picture == "check.png: up to 8 images of each class, as the model will see them"
+    width, height = Image.open("check.png").size
+    assert (height + 8, width) == (10 * 9 * 8, 24 + 8 * 9 * 8 - 8), "ten rows of eight digits, each 8 times as large"
+    assert [path.name for path in tmp_path.iterdir()] == ["check.png"], "and nothing else is written"
+
+
+def test_of_texts_the_line_is_told_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    check_data(load_config(["data=docstrings"]))
+    line, parts = capsys.readouterr().out.splitlines()
+    assert "classes (" in line and parts.startswith("training ") and not list(tmp_path.iterdir())
+
+
+def test_a_class_with_few_images_leaves_its_row_grey(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for number in range(22):
+        (tmp_path / "data" / str(number)).mkdir(parents=True)
+        for i in range(3 if number == 1 else 12):
+            picture = Image.fromarray(rng.integers(256, size=(64, 64, 3), dtype=np.uint8))
+            picture.save(tmp_path / f"data/{number}/{i}.png")
+    check_data(load_config(["data=image_folder", "data.root=data", "data.dataset.image_size=64",
+                            "data.dataset.cache=null", "data.val_fraction=0.4", "data.test_fraction=0.4"]))
+    assert "(the first 20 of 22)" in capsys.readouterr().out
+    sheet = np.asarray(Image.open("check.png"))
+    assert sheet.shape == (20 * 65 - 1, 4 * 8 + 8 * 65 - 1, 3)
+    row = sheet[65:129, 32:]
+    assert row[:, 2 * 65 + 40].std() > 30 and (row[:, 3 * 65:4 * 65 - 1] == 128).all()
+
+
+def test_a_picture_that_cannot_be_written_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        check_data(load_config(), tmp_path / "nowhere" / "check.png")

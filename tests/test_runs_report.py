@@ -92,6 +92,18 @@ def test_the_split_of_an_old_run_is_known(old_model):
         same_data(config, pipeline, instantiate_node(config.data), old_model)
 
 
+def test_classes_in_another_order_are_other_classes_and_the_cure_is_told(old_model):
+    config, pipeline = load_config([f"run={old_model}"], "evaluate"), load_pipeline(old_model)
+    data = instantiate_node(config.data)
+    data.examples = data.examples._replace(class_names=[*reversed(data.examples.class_names)])
+    with pytest.raises(UserError, match="older versions need data.dataset.class_order=text"):
+        same_data(config, pipeline, data, old_model)
+    data.examples = data.examples._replace(class_names=list("abcdefghij"))
+    with pytest.raises(UserError, match="Give the data settings of the run") as raised:
+        same_data(config, pipeline, data, old_model)
+    assert "class_order" not in str(raised.value)
+
+
 def test_too_little_memory_in_an_evaluation_names_what_to_lower_and_writes_nothing(old_model, monkeypatch):
     before = sorted(path.name for path in old_model.iterdir())
     config = load_config([f"run={old_model}", *OLD_ROUGH], "evaluate")

@@ -20,13 +20,16 @@ from perceiver_moe_diffusion.core import (
     OutOfMemory,
     Stream,
     UserError,
+    atomic_write,
     fold_seed,
     is_out_of_memory,
     one_line,
     process_rank,
     require,
 )
+from ..data.images import class_counts, describe
 from ..data.module import DataModule
+from ..image_grid import png_grid
 from ..pipelines.base import Pipeline
 from ..pipelines.files import is_inside, load_initial_weights, read_config, to_plain
 from .folder import flatten_keys, to_container
@@ -95,3 +98,41 @@ def build_run(config: DictConfig) -> BuiltRun:
 def make_pipeline(config: DictConfig, model: nn.Module, data: DataModule) -> Pipeline:
     "What a person uses of a run, for inference: the model, and the parts that the task needs beside it."
     return instantiate_node(config.pipeline, model=model, class_names=data.examples.class_names)
+
+# %% ../../nbs/83_build.ipynb #39fe45fc
+CHECK_CLASSES, CHECK_IMAGES = 20, 8  # rows and columns of the picture, at most
+
+
+def check_data(
+    config: DictConfig,
+    out: Path = Path("check.png"),  # the picture, of data that are images
+) -> None:
+    "Dry run of the data alone: tell what was understood, and draw a few images of each class."
+    data = instantiate_node(config.data)
+    is_image = isinstance(data.input_shape, tuple) and len(data.input_shape) == 3
+    counts = class_counts(data.examples.labels, data.examples.class_names)
+    print(data.about or (describe(data.examples) if is_image else f"{len(data.examples.labels):,} examples, {counts}"))
+    sizes = {"training": data.train_index, "validation": data.val_index, "test": data.test_index}
+    print(", ".join(f"{name} {len(index):,}" for name, index in sizes.items()))
+    if is_image:
+        try:
+            with atomic_write(out) as file:
+                file.write_bytes(class_grid(data))
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}). Go to a folder of yours first.") from error
+        more = f" (the first {CHECK_CLASSES} of {data.num_classes})" if data.num_classes > CHECK_CLASSES else ""
+        print(f"{out}: up to {CHECK_IMAGES} images of each class{more}, as the model will see them")
+
+
+def class_grid(data: DataModule) -> bytes:
+    "A contact sheet of a data set as a PNG: one row per class, its images spread over all that there are."
+    rows, labels = [], data.examples.labels
+    columns = min(CHECK_IMAGES, int(labels.bincount().max()))
+    for label in range(min(CHECK_CLASSES, data.num_classes)):
+        own = (labels == label).nonzero()[:, 0]
+        count = min(columns, len(own))
+        images = data.examples.inputs(own[torch.linspace(0, len(own) - 1, count).round().long()])
+        rows.append(torch.cat([images, images.new_zeros(columns - count, *data.input_shape)]))
+    short = [name if len(name) <= 24 else f"{name[:23]}…" for name in data.examples.class_names[:len(rows)]]
+    names = [f"  {name}" for name in short]  # room for a short one
+    return png_grid(torch.cat(rows), columns, max(1, 64 // data.input_shape[1]), names)
