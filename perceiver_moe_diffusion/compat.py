@@ -32,6 +32,38 @@ def keep_memory() -> bool:  # whether the allocator was told to keep freed memor
     mallopt = ctypes.CDLL("libc.so.6").mallopt
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
+# %% ../nbs/90_compat.ipynb #84414ebf
+def release_memory() -> None:
+    "Give freed memory back to the system (glibc `malloc_trim`; Linux only)."
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+# %% ../nbs/90_compat.ipynb #30396113
+class OutOfMemory(UserError):
+    "More memory was asked for than there is: the message names the setting to lower."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    "Whether an exception means that memory is short, on the CPU or on a graphics card."
+    signs = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+@contextmanager
+def told_out_of_memory(
+    what: str,                  # that was done, e.g. "training"
+    **settings: Any,            # what may be lowered, with its value now, e.g. `**{"data.batch_size": 128}`
+) -> Iterator[None]:
+    "Too little memory in this block becomes one sentence (`OutOfMemory`): the settings to lower, and their values."
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        lower = " or ".join(f"{name} (now {value})" for name, value in settings.items())
+        raise OutOfMemory(f"There is not enough memory for {what}. Lower {lower or 'its size'}.") from error
+
 # %% ../nbs/90_compat.ipynb #5c2cecd1
 @lru_cache(maxsize=1)  # a second attempt in one process fails differently, with a message that misleads
 def torchvision_error() -> str:  # "" if all is well
@@ -103,3 +135,18 @@ def silence_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for remark in SILENCED_WARNINGS:
         warnings.filterwarnings("ignore", remark)
+
+# %% ../nbs/90_compat.ipynb #c4468b1b
+@contextmanager
+def without_process_observer() -> Iterator[None]:
+    "While the block runs, Lightning does not kill the first process when another one is lost (its private observer)."
+    from lightning.pytorch.strategies.launchers import subprocess_script as launcher
+    observe = getattr(launcher, "_launch_process_observer", None)  # a private name: absent in another version
+    if observe is None:
+        yield
+        return
+    launcher._launch_process_observer = lambda child_processes: None
+    try:
+        yield
+    finally:
+        launcher._launch_process_observer = observe

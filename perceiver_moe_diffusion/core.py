@@ -7,11 +7,15 @@ __all__ = ['UserError', 'require', 'require_number', 'atomic_write', 'fold_seed'
 
 # %% ../nbs/80_core.ipynb #09285743
 import csv
+import errno
 import functools
+import hashlib
 import json
 import math
 import os
 import platform
+import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,17 +122,56 @@ def renamed_arguments(
         return checked
     return decorate
 
+# %% ../nbs/80_core.ipynb #b35ffbce
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class DiskError(UserError):
+    "A file that cannot be written: disk full, quota used up, limit on file sizes, a disk that fails."
+
+
+def disk_fault(error: BaseException | None) -> int:  # e.g. `errno.ENOSPC`; 0: no fault of a disk
+    "The error number of a full or failing disk, wherever in a chain of exceptions it stands."
+    while error is not None and not isinstance(error, UserError):
+        told = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors tells it
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else 0
+        if number in DISK_FAULTS:
+            return number
+        error = error.__cause__ or error.__context__
+    return 0
+
+
+def raise_disk_error(
+    error: BaseException,
+    path: Path,      # what was written
+    size: int = 0,   # bytes that it needs, or that it got so far; 0: not known
+) -> None:
+    "Raise a `DiskError` if an exception means a full or failing disk: what was written, how much it needs, what to do."
+    fault = disk_fault(error)
+    if fault:
+        free = f", {megabytes(shutil.disk_usage(path.parent).free)} free" if fault == errno.ENOSPC else ""
+        needed = f" ({megabytes(size)} or more needed{free})" if size else ""
+        old = " The old file is whole." if path.is_file() else ""
+        raise DiskError(f"{path} cannot be written: {os.strerror(fault)}{needed}.{old} "
+                        "Make room, or choose another folder.") from error
+
+
+def megabytes(size: int) -> str:
+    "A number of bytes for people."
+    return f"{size / 1e6:,.1f} MB"
+
 # %% ../nbs/80_core.ipynb #7732c171
 @contextmanager
 def atomic_write(
     path: str | Path,  # where the finished file shall be
+    size: int = 0,     # bytes, where they are known before: told if the disk is full
 ) -> Iterator[Path]:   # the temporary file to write to, in the same folder and with the same suffix
     "Atomic write: a file that is whole or absent (temporary file, fsync, rename); an error leaves nothing behind."
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    path, temporary = Path(path), None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -136,8 +179,29 @@ def atomic_write(
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; a result should be as readable as any other file
         os.replace(temporary, path)
+    except Exception as error:
+        raise_disk_error(error, path, size or (temporary.stat().st_size if temporary and temporary.exists() else 0))
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+# %% ../nbs/80_core.ipynb #fdb87ef7
+def file_digest(path: Path) -> str:
+    "The SHA-256 checksum of a file, in hexadecimal digits."
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_digest(
+    path: Path,
+    noted: Any,    # {file name: SHA-256}; a file that is not named, as in older folders, is not checked
+) -> None:
+    "Refuse a file that is not the one that was saved (checksum): one flipped bit is enough."
+    told = noted.get(path.name) if isinstance(noted, dict) else noted
+    if told is not None and told != file_digest(path):
+        raise UserError(f"{path} is not the file that was saved: its SHA-256 is not the one that was noted. "
+                        "It is damaged or was replaced: copy it again, or make it again.")
 
 # %% ../nbs/80_core.ipynb #70bc4c55
 def finite_only(tree: Any, place: str, missing: dict[str, str]) -> Any:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from perceiver_moe_diffusion.compat import keep_memory, silence_lightning, torchvision_error
+from perceiver_moe_diffusion.compat import (
+    is_out_of_memory,
+    keep_memory,
+    silence_lightning,
+    told_out_of_memory,
+    torchvision_error,
+    without_process_observer,
+)
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.data.images import cifar10, digits, fashion_mnist, mnist
 
@@ -19,6 +26,33 @@ from perceiver_moe_diffusion.data.images import cifar10, digits, fashion_mnist, 
 def test_keep_memory_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("PMD_KEEP_MEMORY", "0")
     assert keep_memory() is False
+
+
+SHORT = """
+import resource
+import numpy as np, torch
+resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+from perceiver_moe_diffusion.compat import OutOfMemory, told_out_of_memory
+for ask in (lambda: torch.zeros(10**10), lambda: np.zeros(10**10), lambda: [0] * 10**10):
+    try:
+        with told_out_of_memory("three zeros", **{"data.batch_size": 64}, steps=2): ask()
+    except OutOfMemory as error: print(error)
+"""
+
+
+def test_too_little_memory_is_one_sentence_whoever_asks_for_it():
+    done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True, check=False)
+    said = "There is not enough memory for three zeros. Lower data.batch_size (now 64) or steps (now 2)."
+    assert done.stdout.splitlines() == [said] * 3, done.stderr
+
+
+def test_other_errors_are_not_told_as_a_lack_of_memory():
+    for error in (RuntimeError("sizes do not match"), UserError("out of memory"), KeyError("out of memory")):
+        with pytest.raises(type(error)) as raised:
+            with told_out_of_memory("training", batch_size=1):
+                raise error
+        assert raised.value is error
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
 
 
 @pytest.fixture
@@ -63,6 +97,16 @@ def test_digits_work_beside_a_torchvision_built_for_another_torch(broken_torchvi
                "try: mnist()\nexcept ValueError as error: print(error)")
     count, message = run_python(program, env=broken_torchvision).splitlines()
     assert count == "1293" and "RuntimeError: operator torchvision::nms does not exist" in message
+
+
+def test_the_observer_of_processes_is_back_after_the_block():
+    from lightning.pytorch.strategies.launchers import subprocess_script as launcher
+    observe = launcher._launch_process_observer
+    with pytest.raises(KeyError):
+        with without_process_observer():
+            assert launcher._launch_process_observer is not observe
+            raise KeyError
+    assert launcher._launch_process_observer is observe
 
 
 def test_a_warning_that_is_not_one_of_the_remarks_comes_through():

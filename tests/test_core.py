@@ -1,8 +1,11 @@
 # Made from nbs/80_core.ipynb by `pmd-dev tests`. Edit the notebook.
 import ast
+import errno
 import inspect
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,10 @@ from perceiver_moe_diffusion.core import (
     UserError,
     all_reduce_sum,
     atomic_write,
+    check_digest,
     checked_index,
+    disk_fault,
+    file_digest,
     fold_seed,
     in_short,
     json_text,
@@ -113,6 +119,70 @@ def test_atomic_write_keeps_the_old_file_when_writing_fails(tmp_path):
             raise RuntimeError("stopped half-way")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target], "no temporary file may stay behind"
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # else the limit ends the process
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+import torch
+from pathlib import Path
+from safetensors.torch import save_file
+from perceiver_moe_diffusion.core import DiskError, atomic_write, write_json, write_table
+
+folder, big = Path(sys.argv[1]), torch.zeros(100_000)
+def save_with_torch(path):
+    with atomic_write(path, 400_000) as temporary, open(temporary, "wb") as file:
+        torch.save(big, file)
+def save_as_safetensors(path):
+    with atomic_write(path) as file:
+        save_file({"big": big}, file)
+ways = {"a.ckpt": save_with_torch, "b.safetensors": save_as_safetensors,
+        "c.json": lambda path: write_json(path, {"big": big.tolist()}),
+        "d.csv": lambda path: write_table(path, [{"number": i} for i in range(100_000)])}
+for name, write in ways.items():
+    (folder / name).write_text("old")
+    try: write(folder / name)
+    except DiskError as error: print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence_and_the_old_files_stay(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, check=False)
+    told = done.stdout.splitlines()
+    assert len(told) == 4, done.stderr
+    for name, line in zip(("a.ckpt", "b.safetensors", "c.json", "d.csv"), told):
+        assert line.startswith(f"{tmp_path}/{name} cannot be written: File too large")
+    assert "(0.4 MB or more needed). The old file is whole. Make room" in told[0]
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == 4 * ["old"], "no temporary file may stay behind"
+
+
+@pytest.mark.parametrize("error, fault", [
+    (OSError(errno.ENOSPC, "no space"), errno.ENOSPC), (OSError(errno.EDQUOT, "quota"), errno.EDQUOT),
+    (RuntimeError("I/O error: No space left on device (os error 28)"), 28), (OSError(errno.ENOENT, "not there"), 0),
+    (RuntimeError("(os error 2)"), 0), (UserError("(os error 28)"), 0), (KeyError("x"), 0),
+])
+def test_which_errors_mean_a_full_disk(error, fault):
+    assert disk_fault(error) == fault
+    try:
+        try: raise error
+        finally: raise RuntimeError("unexpected pos 640 vs 534")
+    except RuntimeError as wrapped:
+        assert disk_fault(wrapped) == fault, "also when another error was raised while it was handled"
+
+
+def test_one_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(1000))
+    noted = {"weights": file_digest(path)}
+    check_digest(path, noted)
+    check_digest(path, {})
+    check_digest(path, None)
+    path.write_bytes(bytes(999) + b"\x01")
+    with pytest.raises(UserError, match="weights is not the file that was saved: its SHA-256"):
+        check_digest(path, noted)
+    with pytest.raises(UserError, match="not the file that was saved"):
+        check_digest(path, "no table of sums")
 
 
 def test_a_table_has_the_columns_of_all_its_rows(tmp_path):

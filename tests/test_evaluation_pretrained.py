@@ -1,6 +1,7 @@
 # Made from nbs/59_pretrained.ipynb by `pmd-dev tests`. Edit the notebook.
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.evaluation.pretrained import (
     PROVENANCE_KEYS,
     QUICK,
+    copy_at_half_precision,
     export_pretrained,
     judge_of,
     load_judge,
@@ -109,3 +111,25 @@ def test_images_of_another_device_are_looked_at_on_the_cpu():
     there.sample = lambda *labels, **changes: here.sample(*labels, **changes).as_subclass(Elsewhere)
     few = {"samples_per_class": 2, "images": 30}
     assert remeasure(there, judge, **few) == remeasure(here, judge, **few)
+
+
+@pytest.mark.parametrize("name", sorted(pretrained_folders()))
+@pytest.mark.parametrize("file", ["model.safetensors", "judge.safetensors"])
+def test_a_bit_that_flips_in_the_box_is_noticed(tmp_path, name, file):
+    folder = Path(shutil.copytree(pretrained_folder(name), tmp_path / name))
+    whole = bytearray((folder / file).read_bytes())
+    whole[-4] ^= 1
+    (folder / file).write_bytes(whole)
+    with pytest.raises(UserError, match=f"{file} is not the file that was saved"):
+        load_judge(folder, load_pipeline(folder))
+
+
+def test_a_run_with_a_flipped_bit_is_not_shipped(tmp_path):
+    run = Path(shutil.copytree(pretrained_folder("digits"), tmp_path / "run"))
+    (tmp_path / "box").mkdir()
+    copy_at_half_precision(run, tmp_path / "box")
+    assert load_pipeline(tmp_path / "box").class_names
+    about = (run / "config.json").read_text()
+    (run / "config.json").write_text(about.replace('"model.safetensors": "', '"model.safetensors": "0'))
+    with pytest.raises(UserError, match="is not the file that was saved"):
+        copy_at_half_precision(run, tmp_path / "box")

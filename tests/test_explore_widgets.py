@@ -5,6 +5,7 @@ from io import BytesIO
 
 import ipywidgets
 import pytest
+import torch
 from matplotlib import pyplot as plt
 from PIL import Image as Picture
 
@@ -112,3 +113,11 @@ def test_a_figure_is_shown_as_png():
     figure, axes = plt.subplots()
     plt.close(figure)
     assert to_png(figure).startswith(b"\x89PNG") and to_png(b"as it is") == b"as it is"
+
+
+def test_too_little_memory_is_a_sentence_that_names_the_control_to_lower():
+    figure = LiveFigure(lambda rows, dark: torch.empty(2**60), {"rows": ipywidgets.IntSlider(value=7),
+                                                                "dark": ipywidgets.Checkbox(value=True)})
+    assert figure.worker.wait(10)
+    said = html.unescape(figure.status.value)
+    assert "There is not enough memory for this picture. Lower rows (now 7)." in said and "allocat" not in said

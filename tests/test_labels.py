@@ -15,7 +15,8 @@ TENSORS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch
     2, "owl", ["owl"], ("owl",), "2", " 2", np.str_("owl"), np.array("owl"), np.array(["owl"]), iter(["owl"]),
     range(2, 3), *(kind(2) for kind in WIDTHS), *(np.array([2], dtype=kind) for kind in WIDTHS),
     [np.int16(2)], [torch.tensor(2)],
-    *(torch.tensor([2], dtype=kind) for kind in TENSORS), torch.tensor(2), torch.tensor([[2]]), [[2]]], ids=repr)
+    *(torch.tensor([2], dtype=kind) for kind in TENSORS), torch.tensor(2), torch.tensor([[2]]), [[2]],
+], ids=lambda given: type(given).__name__)
 def test_a_class_is_taken_by_number_and_by_name(given):
     assert label_numbers(given, ANIMALS) == [2]
 
@@ -30,7 +31,7 @@ def test_several_classes_are_taken_in_their_order():
     3, -1, 0.5, 2.0, np.float32(1), torch.tensor([1.0]), True, [True], np.array([True]), None, [], [[]], "", "bird",
     "-1", "3", "1.0", b"cat", {"cat": 1}, {"cat", "dog"}, float("nan"), 2**70, np.uint64(2**63), "9" * 5000,
     [[0], [1, 2]], [["cat"], 1],
-    torch.zeros(2, dtype=torch.long, device="meta"), [None], object(), "²", 1j], ids=lambda given: str(given)[:30])
+    torch.zeros(2, dtype=torch.long, device="meta"), [None], object(), "²", 1j], ids=lambda given: type(given).__name__)
 def test_what_is_no_class_is_refused_in_one_line_with_what_there_is(given):
     with pytest.raises(UserError, match=r"label=.* from 0 to 2 \(cat, dog, owl\), or these names") as error:
         label_numbers(given, ANIMALS)

@@ -1,14 +1,17 @@
 # Made from nbs/50_base.ipynb by `pmd-dev tests`. Edit the notebook.
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from perceiver_moe_diffusion.compat import OutOfMemory
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.diffusion.sampling import DDIM, NoiseStream
-from perceiver_moe_diffusion.pipelines.base import Pipeline, SamplingPipeline, portions
+from perceiver_moe_diffusion.pipelines.base import Pipeline, SamplingPipeline, in_portions, portions
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -63,6 +66,34 @@ def test_a_name_for_each_class():
 
 def sampling():
     return SamplingPipeline(three_classes(), Diffusion(100), DDIM(steps=5), NAMES)
+
+
+def draws_at_most(limit: int, asked: list[int]) -> Callable[[slice], torch.Tensor]:
+    "Draws image i as the number i; more than `limit` at a time are more than any machine has memory for."
+    def draw(part):
+        asked.append(part.stop - part.start)
+        if asked[-1] > limit:
+            torch.empty(2**60)
+        return torch.arange(part.start, part.stop)
+    return draw
+
+
+def test_a_portion_that_does_not_fit_is_halved_and_every_image_is_drawn_once():
+    asked: list[int] = []
+    drawn = torch.cat([images for _, images in in_portions(11, 8, draws_at_most(3, asked))])
+    assert drawn.tolist() == list(range(11)) and asked == [8, 4, 2, 2, 2, 2, 2, 1], "and no size is tried twice in vain"
+
+
+def test_where_one_image_does_not_fit_that_is_said():
+    with pytest.raises(OutOfMemory, match="not enough memory for one image at a time .batch_size=1.: take a sm"):
+        list(in_portions(5, 4, draws_at_most(0, [])))
+
+
+def test_other_errors_are_not_tried_again():
+    def broken(part):
+        raise RuntimeError("sizes do not match")
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        list(in_portions(5, 4, broken))
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -1,4 +1,7 @@
 # Made from nbs/51_generate.ipynb by `pmd-dev tests`. Edit the notebook.
+import subprocess
+import sys
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -94,6 +97,58 @@ def test_classes_are_drawn_by_name():
         assert torch.equal(pipeline.trajectory(names)[-1].x_next, pipeline.sample(labels))
     with pytest.raises(UserError, match=r"label=dgo .*Did you mean dog\?"):
         pipeline.steps(["cat", "dgo"])
+
+
+def test_portions_are_the_images_of_sample_and_do_not_stay_in_memory(drawing):
+    labels, alive, together = torch.arange(10).repeat(3), [], drawing.sample(torch.arange(10).repeat(3), seed=4)
+    found: list[int] = []
+    for numbers, images in drawing.sample_in_portions(labels, seed=4, batch_size=7):
+        assert_close(images, together[numbers], atol=1e-4, rtol=0)
+        alive.append(weakref.ref(images))
+        assert len(images) <= 7 and sum(one() is not None for one in alive) == 1
+        found += numbers
+    assert found == list(range(30))
+
+
+def test_some_of_the_images_are_the_same_images(drawing):
+    labels, chosen = [1, 2, 3, 4, 5], [4, 0, 2]
+    scales = torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0])
+    (numbers, images), = drawing.sample_in_portions(labels, seed=4, numbers=chosen, guidance_scale=scales)
+    together = drawing.sample(labels, seed=4, guidance_scale=scales)
+    assert numbers == chosen and assert_close(images, together[chosen], atol=1e-4, rtol=0) is None
+
+
+def test_mistakes_are_told_before_the_first_portion_is_asked_for(drawing):
+    for wrong in ({"labels": 12}, {"labels": 1, "steps": 0}, {"labels": 1, "batch_size": 0}, {"labels": 1, "seed": -1}):
+        with pytest.raises(UserError):
+            drawing.sample_in_portions(**wrong)
+
+
+def test_the_bar_counts_images_over_all_portions_and_tells_the_time_left(drawing, capsys):
+    drawing.sample([1] * 6, batch_size=4, progress=True)
+    shown = capsys.readouterr().err
+    assert "100%" in shown and "6/6 images [" in shown and "<00:00]" in shown
+    drawing.sample([1])
+    assert capsys.readouterr().err == "", "who did not ask for it sees none"
+
+
+SHORT = """
+import resource, torch
+from perceiver_moe_diffusion.pipelines.files import from_pretrained
+pipeline, labels = from_pretrained("digits"), torch.arange(10).repeat(200)
+pipeline.sample([1], steps=2)
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20, resource.RLIM_INFINITY))
+sizes = [len(numbers) for numbers, _ in pipeline.sample_in_portions(labels, steps=2, batch_size=2000)]
+print(sizes)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit on memory is Linux's")
+def test_where_the_memory_is_short_fewer_images_are_drawn_at_a_time():
+    done = subprocess.run([sys.executable, "-c", SHORT], capture_output=True, text=True, check=False)
+    sizes = [int(size) for size in done.stdout.strip("[]\n").split(",") if size]
+    assert sum(sizes) == 2000 and 1 < max(sizes) < 2000, done.stderr
 
 
 SAMPLERS = pytest.mark.parametrize("sampler", [DDPM(steps=4), DDIM(steps=4, eta=1.0), DPMSolverPP(steps=4)],

@@ -16,7 +16,7 @@ from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.runs.build import build_run, check_data, instantiate_node, make_pipeline, require_variety
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.train import save_model
-from perceiver_moe_diffusion.tools.testing import changed, quick_config
+from perceiver_moe_diffusion.tools.testing import QUICK, changed, quick_config
 
 
 def refuses() -> None:
@@ -117,6 +117,28 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path):
         assert torch.equal(weight, own[name] if name.startswith("core.decoder.") else given[name])
     with pytest.raises(UserError, match="core.latents is .*a run of the same model"):
         build_run(changed({"init": str(tmp_path), "model.net.core.num_latents": 9}))
+
+
+def test_weights_that_would_be_read_differently_are_refused_and_other_settings_are_told(tmp_path, capsys):
+    save_model(changed({"seed": 1}), build_run(changed({"seed": 1})), tmp_path)
+    build_run(changed({"init": str(tmp_path)}))
+    assert capsys.readouterr().err == ""
+    heads = {"init": str(tmp_path), "model.net.core.num_heads": 1}
+    with pytest.raises(UserError, match="core.num_heads=1 with init=.* is not possible; allowed: 2, as in that"):
+        build_run(changed(heads))
+    with pytest.raises(UserError, match="num_heads=1"):
+        build_run(changed({**heads, "fresh": ["core.decoder"]}))
+    build_run(changed({**heads, "fresh": ["core"]}))
+    capsys.readouterr()
+    build_run(load_config([*QUICK, f"init={tmp_path}", "moe.top_k=1", "diffusion.prediction_type=eps"]))
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "diffusion.prediction_type=eps (there v)" in told
+    assert "model.core.feed_forward.top_k=1 (there 2)" in told and "num_heads" not in told
+
+
+def test_a_model_too_large_for_the_memory_is_one_sentence():
+    with pytest.raises(UserError, match="not enough memory to make PerceiverDenoiser: lower the sizes"):
+        build_run(changed({"model.net.core.num_latents": 10**14}))
 
 
 def test_a_resumed_run_asks_nobody_for_weights():

@@ -3,10 +3,12 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import signal
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -17,9 +19,16 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.pipelines.files import load_pipeline
+from perceiver_moe_diffusion.pipelines.files import from_pretrained, load_pipeline
 from perceiver_moe_diffusion.runs.build import instantiate_node
-from perceiver_moe_diffusion.runs.cli import pmd_evaluate, pmd_sample, pmd_train, sample_images
+from perceiver_moe_diffusion.runs.cli import (
+    draw_missing,
+    image_names,
+    pmd_evaluate,
+    pmd_sample,
+    pmd_train,
+    sample_images,
+)
 from perceiver_moe_diffusion.runs.folder import same_settings
 from perceiver_moe_diffusion.runs.overrides import load_config
 from perceiver_moe_diffusion.runs.report import RESULT_TITLES, same_data
@@ -331,6 +340,72 @@ def test_a_name_that_is_not_there_gets_the_nearest(finished, somewhere, capsys, 
     said = refused(capsys, pmd_sample, f"run={zoo}", typed)
     assert f"Did you mean {near}?" in said and "black cat, 3 owls" in said
     assert [path.name for path in somewhere.iterdir()] == ["zoo"]
+
+
+def test_a_folder_of_images_has_those_of_the_grid_and_goes_on_where_it_stopped(somewhere, capsys):
+    wish = ["model=digits", "label=[3,7]", "count=4", "steps=2", "seed=5"]
+    assert typed_in(capsys, pmd_sample, *wish, "out=many/")[0] == 0
+    names = [f"{label}_{number:06d}.png" for label, number in zip([3, 3, 3, 3, 7, 7, 7, 7], range(8))]
+    assert sorted(path.name for path in Path("many").iterdir()) == [*names, "settings.json"]
+    drawn = from_pretrained("digits").sample([3, 3, 3, 3, 7, 7, 7, 7], seed=5, steps=2, guidance_scale=2.0)
+    for name, image in zip(names, drawn):
+        seen = torch.from_numpy(pictures.imread(Path("many") / name))
+        assert seen.shape == (8, 8) and (seen - (image[0] / 2 + 0.5)).abs().max() < 0.003, "pixel by pixel"
+    before = {name: (Path("many") / name).read_bytes() for name in names}
+    kept = (Path("many") / names[0]).stat().st_mtime_ns
+    for name in names[3:6]:
+        (Path("many") / name).unlink()
+    assert "8 images (5 were there): many" in typed_in(capsys, pmd_sample, *wish, "out=many/")[1]
+    assert {name: (Path("many") / name).read_bytes() for name in names} == before
+    assert (Path("many") / names[0]).stat().st_mtime_ns == kept, "what is there is not drawn again"
+    assert "8 images (8 were there)" in typed_in(capsys, pmd_sample, *wish, "out=many/")[1]
+
+
+@pytest.mark.parametrize("other, said", [
+    ("seed=6", "many/ with seed=6 is not possible: the images in it have seed=5"), ("count=5", "count=5"),
+    ("label=3", "label=[3]"), ("steps=3", "sampler="), ("model=mnist", "weights=")])
+def test_images_of_other_settings_do_not_come_into_the_same_folder(somewhere, capsys, other, said):
+    wish = {"model": "digits", "label": "[3,7]", "count": "1", "steps": "2", "seed": "5", "out": "many/"}
+    line = lambda changes: [f"{name}={value}" for name, value in {**wish, **changes}.items()]
+    typed_in(capsys, pmd_sample, *line({}))
+    before = sorted(Path("many").iterdir())
+    assert said in refused(capsys, pmd_sample, *line(dict([other.split("=")])))
+    assert sorted(Path("many").iterdir()) == before
+
+
+def test_a_folder_with_other_files_is_left_alone(occupied, capsys):
+    said = refused(capsys, pmd_sample, "model=digits", "out=occupied/", "steps=2")
+    assert "out=occupied/, which holds other files already, is not possible; allowed: a new or empty folder" in said
+
+
+@pytest.mark.parametrize("wish, said", [
+    (["count=100000000"], "count=100000000, a grid of 1,000,000,000 images, is not possible; allowed: 1,000 images"),
+    (["count=101"], "One file each: out=FOLDER/"), (["count=100000000", "out=many/"], "1,000,000 images in a fol")])
+def test_too_many_images_are_refused_with_the_way_that_works(somewhere, capsys, wish, said):
+    assert said in refused(capsys, pmd_sample, "model=digits", "steps=2", *wish)
+    assert list(somewhere.iterdir()) == []
+
+
+def resident_megabytes():
+    "The memory of this process."
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_more_images_take_no_more_memory(tmp_path):
+    pipeline, used = from_pretrained("digits"), []
+    pipeline.sampler.steps = 2
+    labels, paths = torch.arange(10).repeat(175), [tmp_path / f"{number}.png" for number in range(1750)]
+    for until in (750, 1750):
+        draw_missing(pipeline, labels, 0, [number for number in range(until) if not paths[number].exists()], paths)
+        used.append(resident_megabytes())
+    assert used[1] < used[0] + 40 and all(path.exists() for path in paths), f"it grew from {used[0]} MB to {used[1]} MB"
+
+
+def test_a_class_name_with_odd_signs_makes_a_plain_file_name():
+    pipeline = from_pretrained("digits")
+    pipeline.class_names = ["a/b c", "Käse", *"23456789"]
+    assert image_names(pipeline, [0, 1, 0]) == ["a-b-c_000000.png", "Käse_000001.png", "a-b-c_000002.png"]
 
 
 def test_a_run_is_measured_again_also_without_its_log(finished, tmp_path, capsys):

@@ -1,5 +1,6 @@
 # Made from nbs/84_folder.ipynb by `pmd-dev tests`. Edit the notebook.
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.runs.folder import (
     RUN_DIR,
     RUN_FORMAT,
+    check_room,
     check_writable,
     choose_folder,
     comparable,
@@ -29,6 +31,14 @@ OLD_OVERRIDES = [
     "checkpoint_every=20", "data.batch_size=16", "evaluation.samples_per_class=2", "evaluation.classifier_steps=5",
     "evaluation.max_fd_images=20",
 ]
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_before_anything_is_written(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    check_room(tmp_path / "not" / "there yet", free // 10, "run_dir")
+    with pytest.raises(UserError, match="MB free, and a checkpoint and the model need about .* MB. Make room"):
+        open_folder(quick_config(), tmp_path / "run", weights=free // 4)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -46,6 +46,12 @@ def test_the_curves_have_the_steps_at_which_a_loss_was_logged(tmp_path):
     assert loss_curves(read_logs(tmp_path)) == {"loss": ([10, 30], [0.9, 0.5]), "val_loss": ([30], [0.6])}
 
 
+@pytest.mark.parametrize("cut", ["0.4", "0.4,", ",", "0.4,x"])
+def test_a_row_that_a_full_disk_has_cut_is_left_out(tmp_path, cut):
+    write_parts(tmp_path, from_0="0.9,10,\n" + cut)
+    assert [row["step"] for row in read_logs(tmp_path)] == ["10"]
+
+
 def test_a_run_too_short_for_a_log_still_has_its_files(tmp_path):
     save_log(tmp_path)
     assert (tmp_path / "metrics.csv").read_text().strip() == "step,loss,val_loss" and (tmp_path / "loss.png").is_file()
@@ -115,6 +121,17 @@ def test_classes_in_another_order_are_other_classes_and_the_cure_is_told(old_mod
     with pytest.raises(UserError, match="Give the data settings of the run") as raised:
         same_data(config, pipeline, data, old_model)
     assert "class_order" not in str(raised.value)
+
+
+def test_too_little_memory_in_an_evaluation_names_what_to_lower_and_writes_nothing(old_model, monkeypatch):
+    before = sorted(path.name for path in old_model.iterdir())
+    config = load_config([f"run={old_model}", *OLD_ROUGH], "evaluate")
+    make = evaluate_run.__globals__["instantiate_node"]
+    greedy = lambda node: make(node) if node is config.data else lambda pipeline, data: torch.empty(2**60)
+    monkeypatch.setitem(evaluate_run.__globals__, "instantiate_node", greedy)
+    with pytest.raises(UserError, match="memory for the evaluation. Lower .*evaluation.max_fd_images .now 20"):
+        evaluate_run(config)
+    assert sorted(path.name for path in old_model.iterdir()) == before
 
 
 def test_old_models_keep_the_order_of_their_classes_and_are_split_as_they_were(tmp_path):

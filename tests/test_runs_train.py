@@ -1,10 +1,16 @@
 # Made from nbs/86_train.ipynb by `pmd-dev tests`. Edit the notebook.
 import ast
+import contextlib
 import csv
 import inspect
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -107,6 +113,151 @@ def test_an_old_run_with_other_settings_is_refused(old_run):
     with pytest.raises(UserError, match="optimizer.lr=0.5 is not possible"):
         train(load_config([*OLD_SETTINGS, "optimizer.lr=0.5", f"resume={old_run}"]))
     assert sorted(path.name for path in old_run.iterdir()) == ["config.yaml", "last.ckpt", "log"], "nothing was written"
+
+
+BAD_DAYS = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # else the limit ends the process
+from perceiver_moe_diffusion.runs import train as training
+from perceiver_moe_diffusion.runs.cli import pmd_train
+from perceiver_moe_diffusion.tools.testing import QUICK
+
+def limit(what, size):
+    resource.setrlimit(what, (size, resource.getrlimit(what)[1]))
+
+def run(*overrides):
+    try: pmd_train([*QUICK, "trainer.max_steps=8", *overrides])
+    except SystemExit as stopped: print("status", stopped.code, file=sys.stderr)
+
+limit(resource.RLIMIT_FSIZE, 100_000)
+run("checkpoint_every=5", "run_dir=no-checkpoint")
+limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
+
+fit = training.fit
+def fit_and_fill(*given):
+    seconds = fit(*given)
+    limit(resource.RLIMIT_FSIZE, 100_000)
+    return seconds
+training.fit = fit_and_fill
+run("run_dir=no-model")
+training.fit = fit
+limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
+run("resume=no-model")
+run("run_dir=good-day")
+
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+limit(resource.RLIMIT_AS, used + 300 * 2**20)
+run("data.batch_size=1200", "model.dim=256", "run_dir=no-memory")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="these limits are Linux's")
+def test_bad_days(tmp_path):
+    done = subprocess.run([sys.executable, "-c", BAD_DAYS], cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = done.stderr.replace("\r", "\n").splitlines()
+    told = [line for line in lines if line.startswith(("pmd-", "status", "Trace"))]
+    assert [line for line in told if not line.startswith("pmd-")] == 3 * ["status 2"], done.stderr
+    no_checkpoint, no_model, no_memory = (line for line in told if line.startswith("pmd-"))
+    assert "no-checkpoint/last.ckpt cannot be written: File too large (1.6 MB or more needed)" in no_checkpoint
+    assert no_checkpoint.endswith("Stopped at step 5 of 8. There is no checkpoint yet: start again.")
+    assert "no-model/model.safetensors cannot be written: File too large (0.4 MB or more needed)" in no_model
+    assert "at step 8. Save and measure its model with: pmd-train resume=no-model model.dim=32" in no_model
+    assert "not enough memory for training. Lower data.batch_size (now 1200) or model.dim (now 256)" in no_memory
+    assert {path.name for path in (tmp_path / "no-checkpoint").iterdir()} == {"config.yaml", "log"}
+    assert not list(tmp_path.rglob(".*")), "no temporary file may stay behind"
+    saved, good = (load_file(tmp_path / name / "model.safetensors") for name in ("no-model", "good-day"))
+    assert saved.keys() == good.keys() and all(torch.equal(saved[name], good[name]) for name in good)
+    results = json.loads((tmp_path / "no-model" / "metrics.json").read_text())
+    assert results["train_steps"] == 8 and results["command"].endswith("resume=no-model")
+
+
+FULL_DISK = """
+import sys
+from perceiver_moe_diffusion.runs.cli import pmd_train
+from perceiver_moe_diffusion.runs import trainer
+from perceiver_moe_diffusion.tools.testing import QUICK
+
+class Fills(trainer.ProgressLine):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 7:
+            with open("filler", "wb") as file:
+                while True: file.write(bytes(2**16))
+
+trainer.ProgressLine = type("ProgressLine", (Fills,), {
+    "on_train_batch_start": lambda self, *given: suppressed(Fills.on_train_batch_start, self, *given)})
+def suppressed(function, *given):
+    try: function(*given)
+    except OSError: pass  # now it is full
+pmd_train([*QUICK, "trainer.max_steps=20", "checkpoint_every=5", "trainer.log_every_n_steps=1", "run_dir=run"])
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 8 MB, in memory."
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full(small_disk):
+    line = [sys.executable, "-c", FULL_DISK]
+    done = subprocess.run(line, cwd=small_disk, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert "run/last.ckpt cannot be written: No space left on device (1.6 MB or more needed, " in told
+    assert "The old file is whole. Make room" in told
+    assert "Stopped at step 10 of 20; the checkpoint is from step 5. Resume with: pmd-train resume=run" in told
+    assert torch.load(small_disk / "run" / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert not list(small_disk.rglob(".*")), "no temporary file may stay behind"
+
+
+TWO = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=1000000", "checkpoint_every=2"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks up processes in /proc")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_processes_is_killed(tmp_path, victim):
+    (tmp_path / "main.py").write_text("from perceiver_moe_diffusion.runs.cli import pmd_train\npmd_train()\n")
+    line, run = [sys.executable, "main.py", *QUICK, *TWO, "run_dir=run"], tmp_path / "run"
+    with open(tmp_path / "told", "w+") as told:
+        first = subprocess.Popen(line, cwd=tmp_path, stdout=told, stderr=told)
+        try:
+            until((run / "last.ckpt").exists, 300)
+            second, = children(first.pid)
+            os.kill(second if victim else first.pid, signal.SIGKILL)
+            killed = time.monotonic()
+            until(lambda: first.poll() is not None and not Path(f"/proc/{second}").exists(), 30)
+            assert time.monotonic() - killed < 15, "10 s, and some for a machine that does other things as well"
+        finally:
+            first.kill()
+        told.seek(0)
+        lines = told.read().replace("\r", "\n").splitlines()
+    said = [line for line in lines if "pmd-train: " in line or "Trace" in line]
+    assert len(said) == 1 and f"that train together, process {victim} was lost" in said[0], said
+    assert re.search(r"Stopped at step \d+ of 1000000.*Resume with: pmd-train resume=run ", said[0])
+
+
+def until(there, seconds):
+    "Wait until something is so."
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def children(parent):
+    "The processes that a process has started."
+    stats = {int(path.name): path / "stat" for path in Path("/proc").iterdir() if path.name.isdigit()}
+    found = []
+    for number, stat in stats.items():
+        with contextlib.suppress(OSError):
+            found += [number] * (int(stat.read_text().rpartition(")")[2].split()[1]) == parent)
+    return found
 
 
 def write_drawings(root: Path, classes: int, each: int, size: int = 8, same: bool = False) -> Path:

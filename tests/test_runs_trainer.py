@@ -4,6 +4,8 @@ import functools
 import os
 import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,14 @@ from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.runs.build import build_run
 from perceiver_moe_diffusion.runs.folder import CHECKPOINT, RUN_DIR, choose_folder, open_folder
 from perceiver_moe_diffusion.runs.overrides import load_config, read_override
-from perceiver_moe_diffusion.runs.trainer import ProgressLine, Stopped, fit, how_to_go_on, make_trainer
+from perceiver_moe_diffusion.runs.trainer import (
+    AtomicCheckpoints,
+    ProgressLine,
+    Stopped,
+    fit,
+    how_to_go_on,
+    make_trainer,
+)
 from perceiver_moe_diffusion.training.loop import StopOnCtrlC
 
 QUICK = ["model.dim=32", "model.num_latents=4", "model.depth=1", "sampler.steps=3"]
@@ -54,6 +63,32 @@ def test_the_line_follows_the_steps_and_shows_the_losses(capsys):
     assert "3/20" in shown and "20/20" in shown and "loss=0.123" in shown
 
 
+SMALL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # else the limit ends the process
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+import torch
+from pathlib import Path
+from perceiver_moe_diffusion.runs.trainer import AtomicCheckpoints
+
+checkpoint, path = {"global_step": 5, "weights": [{"a": torch.zeros(100_000)}]}, Path(sys.argv[1])
+last = AtomicCheckpoints(last_step=5)
+last.save_checkpoint(checkpoint, path)
+print(last.failed)
+AtomicCheckpoints(last_step=6).save_checkpoint(checkpoint, path)
+"""
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_old_one_and_may_fail_at_the_last_step_only(tmp_path):
+    path = tmp_path / CHECKPOINT
+    AtomicCheckpoints(9).save_checkpoint({"global_step": 4}, path)
+    done = subprocess.run([sys.executable, "-c", SMALL_DISK, path], capture_output=True, text=True, check=False)
+    said = f"{path} cannot be written: File too large (0.4 MB or more needed). The old file is whole."
+    assert done.stdout.startswith(said) and done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"perceiver_moe_diffusion.core.DiskError: {said}")
+    assert list(tmp_path.iterdir()) == [path] and torch.load(path, weights_only=True) == {"global_step": 4}
+
+
 @pytest.fixture
 def somewhere(tmp_path, monkeypatch):
     "An empty working directory, and Lightning without its remarks."
@@ -70,7 +105,8 @@ def trainer_of(config) -> Trainer:
 def test_making_a_trainer_writes_nothing(somewhere):
     trainer = trainer_of(quick_config())
     assert trainer.max_steps == 12 and trainer.logger.log_dir == "run/log/from_step_0000000"
-    assert {"EMA", "ProgressLine", "StopOnCtrlC", "ModelCheckpoint"} == {type(c).__name__ for c in trainer.callbacks}
+    kinds = {"EMA", "ProgressLine", "StopOnCtrlC", "ModelCheckpoint", "LastStep"}
+    assert kinds == {type(callback).__name__ for callback in trainer.callbacks}
     assert list(somewhere.iterdir()) == []
 
 
@@ -96,6 +132,22 @@ def test_a_damaged_checkpoint_is_one_line_and_stays_as_it_is(somewhere, content)
     assert [p for p in somewhere.rglob("*") if p.is_file()] == [path] and path.read_bytes() == content
 
 
+class Hostile:
+    "Would make a file when it is unpickled."
+
+    def __reduce__(self):
+        return Path.touch, (Path("pwned"),)
+
+
+def test_a_checkpoint_with_code_is_refused_and_no_advice_is_given_to_run_it(somewhere):
+    Path("run").mkdir()
+    torch.save({"global_step": Hostile()}, Path("run") / CHECKPOINT)
+    with pytest.raises(UserError, match="last.ckpt cannot be read as a checkpoint") as refused:
+        trainer_of(changed({"resume": "run"}))
+    assert "weights_only" not in str(refused.value) and "\n" not in str(refused.value)
+    assert not Path("pwned").exists()
+
+
 def test_a_resumed_run_logs_under_the_step_that_it_starts_from(somewhere):
     Path("run").mkdir()
     torch.save({"global_step": 34}, Path("run") / CHECKPOINT)
@@ -110,8 +162,18 @@ def test_the_command_that_goes_on_leads_to_the_folder_and_keeps_what_was_typed(t
     assert how_to_go_on(Path(name), RUN, trainer) == "Stopped at step 7 of 12. There is no checkpoint yet: start again."
     (Path(name) / CHECKPOINT).touch()
     said = how_to_go_on(Path(name), ["run_dir=old", *RUN, "resume=older"], trainer)
+    assert said.startswith("Stopped at step 7 of 12. Resume with: pmd-train ")
     first, *others = shlex.split(said.partition("Resume with: pmd-train ")[2])
     assert read_override(first).key_or_group == "resume" and read_override(first).value() == name and others == RUN
+
+
+def test_the_step_that_a_resumption_goes_on_from_is_told(tmp_path):
+    torch.save({"global_step": 6}, tmp_path / CHECKPOINT)
+    said = lambda step: how_to_go_on(tmp_path, [], SimpleNamespace(global_step=step, max_steps=12)).partition(": ")[0]
+    assert said(6) == "Stopped at step 6 of 12. Resume with"
+    assert said(8) == "Stopped at step 8 of 12; the checkpoint is from step 6. Resume with"
+    finished = "The training is finished, at step 12; the checkpoint is from step 6. Save and measure its model with"
+    assert said(12) == finished
 
 
 class CtrlC(Callback):

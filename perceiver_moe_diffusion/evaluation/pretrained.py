@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from ..core import Stream, UserError, atomic_write, fold_seed, one_line, require, write_json
+from perceiver_moe_diffusion.core import (
+    Stream,
+    UserError,
+    atomic_write,
+    check_digest,
+    file_digest,
+    fold_seed,
+    one_line,
+    require,
+    write_json,
+)
 from ..data.batches import random_examples
 from ..data.module import DataModule
 from ..diffusion.sampling import DDPM, Sampler
@@ -28,7 +38,13 @@ from perceiver_moe_diffusion.evaluation.metrics import (
     train_classifier,
     within_class_diversity,
 )
-from ..pipelines.files import load_pipeline, pretrained_folder, read_config, read_weights
+from perceiver_moe_diffusion.pipelines.files import (
+    WEIGHTS,
+    load_pipeline,
+    pretrained_folder,
+    read_config,
+    read_weights,
+)
 from ..pipelines.generate import GeneratorPipeline
 
 # %% ../../nbs/59_pretrained.ipynb #ce03094c
@@ -64,8 +80,9 @@ def load_judge(
     pipeline: GeneratorPipeline,   # the model: its image shape and number of classes
 ) -> Judge:
     "Read `judge.safetensors`, with the checks of a model file."
-    path = Path(folder) / "judge.safetensors"
+    path, config = Path(folder) / "judge.safetensors", Path(folder) / "config.json"
     weights = read_weights(path)
+    check_digest(path, read_config(config).get("sha256") if config.is_file() else None)
     try:
         features, labels = weights.pop("test_features").double(), weights.pop("test_labels")
         classifier = SmallCNN(pipeline.model.input_shape, pipeline.model.num_classes)
@@ -116,13 +133,22 @@ SLOW_SAMPLER = DDPM(steps=50)
 
 def copy_at_half_precision(run: Path, target: Path) -> None:
     "Copy a model's files, its weights as float16."
+    about = read_config(run / "config.json")
+    check_digest(run / WEIGHTS, about.get("sha256"))
     weights = {name: tensor.half() if tensor.dtype == torch.float32 else tensor
-               for name, tensor in read_weights(run / "model.safetensors").items()}
-    with atomic_write(target / "model.safetensors") as file:
+               for name, tensor in read_weights(run / WEIGHTS).items()}
+    with atomic_write(target / WEIGHTS) as file:
         save_file(weights, file, metadata={"format": "pt"})
-    for name in ("config.json", "config.yaml"):
-        with atomic_write(target / name) as file:
-            file.write_bytes((run / name).read_bytes())
+    write_json(target / "config.json", about)
+    note_digests(target)
+    with atomic_write(target / "config.yaml") as file:
+        file.write_bytes((run / "config.yaml").read_bytes())
+
+
+def note_digests(folder: Path) -> None:
+    "Note the checksums of all weights of a folder, its judge's too, in its config.json."
+    sums = {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
+    write_json(folder / "config.json", {**read_config(folder / "config.json"), "sha256": sums})
 
 
 def distance_of_sampler(
@@ -168,6 +194,7 @@ def export_pretrained(
     real, _ = classifier.features_and_labels(test)
     results["fd_slow"] = distance_of_sampler(pipeline, slow, classifier, labels, real, seed)
     save_judge(target / "judge.safetensors", classifier, real, labels)
+    note_digests(target)
     scale = results["guidance_scale"]
     quick = remeasure(pipeline, load_judge(target, pipeline), **QUICK, guidance_scale=scale, seed=seed)
     record = {**{name: trained[name] for name in PROVENANCE_KEYS}, **results, "quick": quick}

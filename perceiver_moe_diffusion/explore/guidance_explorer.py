@@ -260,7 +260,7 @@ class Panel:
             self.show(wish, drawing)
             self.say(wish, f"{wish.steps} steps in {time.perf_counter() - started:.2f} s")
         except Exception as error:  # nobody else would see it: this is the thread's outermost frame
-            self.status.value = status_line(error_sentence(error), error=True)
+            self.status.value = status_line(error_sentence(error, rows=wish.rows), error=True)
 
     def say(self, wish: SamplingRequest, text: str) -> None:
         "Report on a wish, unless a newer one has taken its place."

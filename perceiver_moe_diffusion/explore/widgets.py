@@ -15,6 +15,7 @@ from typing import Any
 import ipywidgets
 from matplotlib.figure import Figure
 
+from ..compat import told_out_of_memory
 from ..core import UserError
 from ..figures import house_style
 
@@ -84,9 +85,18 @@ def status_line(text: str, error: bool = False) -> str:
     return f'<span style="color: {"#D55E00" if error else "inherit"}">{html.escape(text)}</span>'
 
 
-def error_sentence(error: Exception) -> str:
-    "A person's mistake in its own words; anything else with its kind."
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+def error_sentence(
+    error: Exception,
+    **sizes: Any,      # what may be lowered where the memory is short, with the values now
+) -> str:
+    "A person's mistake in its own words, and too little memory in a sentence; anything else with its kind."
+    try:
+        with told_out_of_memory("this picture", **sizes):
+            raise error
+    except UserError as told:
+        return str(told)
+    except Exception as told:
+        return f"{type(told).__name__}: {told}"
 
 # %% ../../nbs/62_widgets.ipynb #56fa169d
 class LiveFigure:
@@ -123,7 +133,8 @@ class LiveFigure:
                 self.image.value = to_png(picture)
             self.status.value = ""
         except Exception as error:  # nobody else would see it: this is the thread's outermost frame
-            self.status.value = status_line(error_sentence(error), error=True)
+            sizes = {name: value for name, value in values.items() if type(value) is int and value > 1}
+            self.status.value = status_line(error_sentence(error, **sizes), error=True)
 
     def _ipython_display_(self) -> None:
         "Shown as the last value of a cell."

@@ -6,7 +6,7 @@
 __all__ = ['Pipeline', 'SamplingPipeline']
 
 # %% ../../nbs/50_base.ipynb #1c5365dd
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..compat import OutOfMemory, is_out_of_memory
 from ..core import require, require_whole
 from ..diffusion.process import Diffusion
 from ..diffusion.sampling import Sampler, trailing_step_pairs
@@ -115,3 +116,27 @@ def portions(
     require(n >= 1, "an input of no examples", "one example or more")
     batch_size = require_whole("batch_size", batch_size, 1)
     return [slice(start, start + batch_size) for start in range(0, n, batch_size)]
+
+# %% ../../nbs/50_base.ipynb #b68128ac
+def in_portions(
+    n: int,                                 # images in all
+    batch_size: int,                        # at a time, or fewer
+    draw: Callable[[slice], torch.Tensor],  # draw(part): [len(part), C, H, W]
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    "Draw mini-batch by mini-batch; where the memory is short, half as many images at a time (adaptive batch size)."
+    start, size = 0, min(n, batch_size)
+    while start < n:
+        part = slice(start, min(start + size, n))
+        try:
+            yield part, draw(part)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise OutOfMemory("There is not enough memory for one image at a time (batch_size=1): take a smaller "
+                                  "model, or a device with more memory, e.g. device=cpu.") from error
+            size = max(1, (part.stop - part.start) // 2)
+        else:
+            start = part.stop
+            continue
+        torch.cuda.empty_cache()  # the error is gone by now, and with it what it held

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..core import UserError, atomic_write, one_line, require
+from ..core import UserError, atomic_write, check_digest, file_digest, one_line, require
 from ..diffusion.process import Diffusion, cosine, linear, sigmoid
 from ..diffusion.sampling import DDIM, DDPM, DPMSolverPP
 from perceiver_moe_diffusion.models.adapters import (
@@ -69,7 +69,7 @@ LOADABLE = (  # what a model file may ask for; anything else is refused
     Diffusion, linear, cosine, sigmoid, DDPM, DDIM, DPMSolverPP,
 )
 PIPELINES = (GeneratorPipeline, ClassifierPipeline, UpscalerPipeline)
-FORMAT, VERSION = "perceiver_moe_diffusion", 2
+FORMAT, VERSION, WEIGHTS = "perceiver_moe_diffusion", 2, "model.safetensors"
 
 # %% ../../nbs/54_files.ipynb #1eae8948
 def to_plain(
@@ -126,14 +126,14 @@ def save_pipeline(
     "Save a trained model: settings as JSON, weights as safetensors. Neither can hold code."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    nodes = {name: to_plain(node) for name, node in config.items()}
-    about = {"format": FORMAT, "version": VERSION, "pipeline": kind,
-             "class_names": list(class_names), "levels": levels, **nodes}
+    about = {"format": FORMAT, "version": VERSION, "pipeline": kind, "class_names": list(class_names), "levels": levels,
+             **{name: to_plain(node) for name, node in config.items()}}
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_write(folder / "model.safetensors") as file:
+    size = sum(tensor.nbytes for tensor in weights.values())
+    with atomic_write(folder / "config.json") as config_file, atomic_write(folder / WEIGHTS, size) as file:
         save_file(weights, file, metadata={"format": "pt"})
-    with atomic_write(folder / "config.json") as file:
-        file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        about["sha256"] = {WEIGHTS: file_digest(file)}
+        config_file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 # %% ../../nbs/54_files.ipynb #44b43b3f
 def _refuse_constant(name: str) -> None:
@@ -275,15 +275,16 @@ def load_pipeline(
     foreign: bool = True,         # the files may be a stranger's: the model is sketched before memory is taken for it
 ) -> Any:                         # a pipeline of the kind that was saved, on the CPU
     "Load a trained model: format, version, classes, names, shapes, types, finiteness are checked before it is used."
-    path = Path(folder) / "config.json"
-    about, weights, allowed = read_config(path), read_weights(path.with_name("model.safetensors")), (*LOADABLE, *extra)
+    path, weights_path = Path(folder) / "config.json", Path(folder) / WEIGHTS
+    about, weights, allowed = read_config(path), read_weights(weights_path), (*LOADABLE, *extra)
     try:
-        pipeline = build_pipeline(about, weights, path.with_name("model.safetensors"), allowed, extra, foreign)
+        pipeline = build_pipeline(about, weights, weights_path, allowed, extra, foreign)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path} does not describe a model that this version can build ({one_line(error)}). "
                         "Train it again, or use the version of perceiver_moe_diffusion that wrote it.") from error
+    check_digest(weights_path, about.get("sha256"))
     pipeline.model.load_state_dict(weights)
     return pipeline
 
@@ -318,13 +319,14 @@ def load_initial_weights(
     fresh: Sequence[str] = (),    # parts of the model that keep the weights they have, e.g. "core.head"
 ) -> None:
     "Give a model the weights of a trained one that has the same parts (fine-tuning, transfer learning)."
-    path, own = Path(folder) / "model.safetensors", model.state_dict()
-    read_config(path.with_name("config.json"))
+    path, own = Path(folder) / WEIGHTS, model.state_dict()
+    about = read_config(path.with_name("config.json"))
     for part in fresh:
         require(any(is_inside(name, [part]) for name in own), f"fresh=[{part}]",
                 "parts of the model, such as " + ", ".join(name for name, _ in model.named_children()))
     given = {name: weight for name, weight in read_weights(path).items() if not is_inside(name, fresh)}
     check_same_weights(own, given, fresh, folder)
+    check_digest(path, about.get("sha256"))
     model.load_state_dict({**own, **given})
 
 # %% ../../nbs/54_files.ipynb #27f748a6

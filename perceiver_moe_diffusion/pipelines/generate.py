@@ -6,9 +6,9 @@
 __all__ = ['GeneratorPipeline']
 
 # %% ../../nbs/51_generate.ipynb #9042a68b
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +17,29 @@ from tqdm.auto import tqdm
 from ..core import require
 from ..diffusion.process import Diffusion
 from ..diffusion.sampling import NoiseStream, Sampler, SamplerStep
-from .base import Labels, SamplingPipeline, portions
+from .base import Labels, SamplingPipeline, in_portions, portions
+
+# %% ../../nbs/51_generate.ipynb #66e8961a
+ProgressOfSteps = Callable[[Iterator[SamplerStep]], Iterator[SamplerStep]]  # hands steps on, and counts them
+
+
+@contextmanager
+def sampling_bar(
+    images: int,
+    steps: int,      # for each image
+    shown: bool,
+) -> Iterator[Callable[[slice], ProgressOfSteps]]:
+    "Progress bar over all portions of a sampling, with the time that is left."
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} images [{elapsed}<{remaining}]"
+    with tqdm(total=images, desc="sampling", disable=not shown, bar_format=form, dynamic_ncols=True) as bar:
+        def steps_of(part: slice) -> ProgressOfSteps:
+            def counted(stream: Iterator[SamplerStep]) -> Iterator[SamplerStep]:
+                for number, step in enumerate(stream, 1):
+                    # absolute, since a portion that is halved begins again
+                    bar.update(part.start + (part.stop - part.start) * number / steps - bar.n)
+                    yield step
+            return counted
+        yield steps_of
 
 # %% ../../nbs/51_generate.ipynb #4a2d503d
 class GeneratorPipeline(SamplingPipeline):
@@ -55,16 +77,35 @@ class GeneratorPipeline(SamplingPipeline):
         **changes: Any,                # sampler settings: guidance_scale, steps, …
     ) -> torch.Tensor:                 # [N, C, H, W] in [−1, 1], on the device of the model
         "Sample images of classes. `guidance_scale` may be a list or tensor [N]: a scale of its own for each image."
+        parts = self.sample_in_portions(labels, seed, progress, batch_size, **changes)
+        return torch.cat([images for _, images in parts])
+
+    def sample_in_portions(self,
+        labels: Labels,                        # [N] as for `sample`
+        seed: int = 0,
+        progress: bool = False,
+        batch_size: int = 250,                 # images at a time, or fewer where the memory is short
+        numbers: Sequence[int] | None = None,  # which of the N images to draw; None: all
+        **changes: Any,
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:  # numbers of some images, and the images
+        "The images of `sample`, a few at a time, in bounded memory (streaming). Mistakes are told at once."
         labels = self.labels(labels)
         sampler, seeds = self.settings_for(labels, changes), self.seeds(seed, len(labels))
         scale = sampler.guidance_scale
-        bar = partial(tqdm, total=sampler.steps, desc="sampling") if progress else None
-        images = []
-        for part in portions(len(labels), batch_size):
-            own = replace(sampler, guidance_scale=scale[part]) if torch.is_tensor(scale) else sampler
+        chosen = list(range(len(labels))) if numbers is None else list(numbers)
+        portions(len(chosen), batch_size)
+
+        def draw(part: slice, progress: ProgressOfSteps) -> torch.Tensor:
+            some = chosen[part]
+            own = replace(sampler, guidance_scale=scale[some]) if torch.is_tensor(scale) else sampler
             shape = self.model.input_shape
-            images.append(own.sample(self.model, self.diffusion, labels[part], shape, seeds[part], bar))
-        return torch.cat(images)
+            return own.sample(self.model, self.diffusion, labels[some], shape, [seeds[i] for i in some], progress)
+
+        def drawn() -> Iterator[tuple[list[int], torch.Tensor]]:
+            with sampling_bar(len(chosen), sampler.steps, progress) as steps_of:
+                for part, images in in_portions(len(chosen), batch_size, lambda part: draw(part, steps_of(part))):
+                    yield chosen[part], images
+        return drawn()
 
     def steps(self,
         labels: Labels,          # what to draw, one image per label: numbers or names

@@ -14,7 +14,7 @@ from ..core import require
 from ..diffusion.process import Diffusion
 from ..diffusion.sampling import Sampler
 from ..models.upscaler import ConditionedUpscaler, Upscaler
-from .base import SamplingPipeline, portions
+from .base import SamplingPipeline, in_portions, portions
 
 # %% ../../nbs/53_upscale.ipynb #949caa12
 class UpscalerPipeline(SamplingPipeline):
@@ -52,8 +52,9 @@ class UpscalerPipeline(SamplingPipeline):
         )
         sampler, seeds = self.settings(guidance_scale=1.0, **changes), self.seeds(seed, len(small))
         none = torch.full((len(small),), self.model.null_label, device=self.device)
-        images = []
-        for part in portions(len(small), batch_size):
+        portions(len(small), batch_size)  # mistakes are told before the first step
+
+        def draw(part: slice) -> torch.Tensor:
             denoiser = ConditionedUpscaler(self.model, small[part].to(self.device))
-            images.append(sampler.sample(denoiser, self.diffusion, none[part], self.model.input_shape, seeds[part]))
-        return torch.cat(images)
+            return sampler.sample(denoiser, self.diffusion, none[part], self.model.input_shape, seeds[part])
+        return torch.cat([images for _, images in in_portions(len(small), batch_size, draw)])

@@ -6,6 +6,7 @@
 __all__ = ['instantiate_node', 'build_run', 'make_pipeline']
 
 # %% ../../nbs/83_build.ipynb #4ad978ce
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from ..core import Stream, UserError, atomic_write, fold_seed, one_line
+from ..compat import OutOfMemory, is_out_of_memory
+from ..core import Stream, UserError, atomic_write, fold_seed, one_line, process_rank, require
 from ..data.images import class_counts, describe
 from ..data.module import DataModule
 from ..image_grid import png_grid
 from ..pipelines.base import Pipeline
-from ..pipelines.files import load_initial_weights
+from ..pipelines.files import is_inside, load_initial_weights, read_config, to_plain
+from .folder import flatten_keys, to_container
 
 # %% ../../nbs/83_build.ipynb #eecfe811
 def instantiate_node(
@@ -40,6 +43,9 @@ def instantiate_node(
         for told in chain:
             if isinstance(told, UserError):
                 raise told from told.__cause__
+        if is_out_of_memory(chain[-1]):
+            raise OutOfMemory(f"There is not enough memory to make {node._target_.rpartition('.')[2]}: lower the sizes "
+                              "in its settings.") from error
         raise UserError(f"{node._target_} does not accept its settings ({one_line(chain[-1])}).") from error
 
 # %% ../../nbs/83_build.ipynb #1cc7f069
@@ -62,6 +68,21 @@ def require_variety(data: DataModule) -> None:
                     "Look at the files: is what they show in their transparency, or were they written empty?")
 
 
+# %% ../../nbs/83_build.ipynb #321b597d
+def same_reading(config: DictConfig, folder: Path) -> None:
+    "Refuse weights that this model would read differently (`num_heads`), and tell what else is not as in their run."
+    settings, about = to_container(config), read_config(folder / "config.json")
+    nodes = {"model": settings["model"]["net"], "diffusion": settings["diffusion"]}
+    saved, here = (flatten_keys(tree) for tree in ({name: about.get(name) for name in nodes}, to_plain(nodes)))
+    other = [name for name in sorted({*saved} & {*here}) if saved[name] != here[name]]
+    for name in other:
+        learned = name.endswith("num_heads") and not is_inside(name.removeprefix("model."), config.fresh)
+        require(not learned, f"{name}={here[name]} with init={folder}", f"{saved[name]}, as in that run",
+                "The shapes of the weights agree, but each head would read columns that belonged to others.")
+    if other and process_rank() == 0:
+        differences = ", ".join(f"{name}={here[name]} (there {saved[name]})" for name in other)
+        print(f"init={folder}, which was trained with other settings: {differences}", file=sys.stderr)
+
 # %% ../../nbs/83_build.ipynb #c42d8392
 def build_run(config: DictConfig) -> BuiltRun:
     "Build data, model and training task from a configuration, and so check them, before a file is written."
@@ -73,6 +94,7 @@ def build_run(config: DictConfig) -> BuiltRun:
     model = instantiate_node(config.model.net, input_shape=data.input_shape, num_classes=data.num_classes)
     if config.init is not None and config.resume is None:
         load_initial_weights(model, config.init, config.fresh)
+        same_reading(config, Path(config.init))
     module = instantiate_node(config.task, model=model)
     make_pipeline(config, model, data).check()
     model.train()  # a pipeline is made for use, and switches to evaluation

@@ -6,24 +6,36 @@
 __all__ = ['pmd_train', 'pmd_sample', 'pmd_evaluate']
 
 # %% ../../nbs/89_cli.ipynb #e47c5e0d
+import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ..compat import keep_memory
-from ..core import UserError, process_rank, require
+from ..compat import keep_memory, release_memory
+from ..core import UserError, file_digest, process_rank, require, write_json
 from ..image_grid import save_images
 from ..labels import class_title, name_list
-from ..pipelines.files import from_pretrained, load_pipeline, pretrained_folders
+from perceiver_moe_diffusion.pipelines.files import (
+    WEIGHTS,
+    from_pretrained,
+    load_pipeline,
+    pretrained_folder,
+    pretrained_folders,
+)
 from ..pipelines.generate import GeneratorPipeline
 from .build import check_data, instantiate_node
 from .folder import check_writable, to_container
 from .overrides import load_config
 
 # %% ../../nbs/89_cli.ipynb #4e2bee88
+MOST_IN_A_GRID, MOST_IN_A_FOLDER = 1_000, 1_000_000  # images
+
+
 def chosen_pipeline(config: DictConfig) -> GeneratorPipeline:
     "Load the trained generator that a person has chosen, by its run folder or by its name."
     require(
@@ -40,16 +52,28 @@ def chosen_pipeline(config: DictConfig) -> GeneratorPipeline:
     return pipeline
 
 
-def sample_images(config: DictConfig) -> Path:  # the picture
-    "Sample images from a trained model into a PNG."
-    out = Path(config.out)
-    require(out.suffix == ".png" and not out.is_dir(), f"out={out}", "a file name that ends in .png")
-    require(out.parent.is_dir(), f"out={out}", "a file in a folder that exists")
+def wanted_images(config: DictConfig) -> tuple[GeneratorPipeline, torch.Tensor]:  # what draws, and [classes] what
+    "The generator with the sampler of a configuration, and the labels that are asked for."
     pipeline = chosen_pipeline(config).to(config.device)
     pipeline.sampler = instantiate_node(config.sampler)
     everything = range(pipeline.model.num_classes)
     wanted = pipeline.labels(everything if config.label is None else to_container(config)["label"])
     pipeline.settings()
+    return pipeline, wanted
+
+
+def sample_images(config: DictConfig) -> Path:  # the picture, or the folder
+    "Sample images from a trained model into a PNG, or into a folder with one PNG each."
+    if config.out.endswith("/"):
+        return sample_into_folder(config)
+    out = Path(config.out)
+    require(out.suffix == ".png" and not out.is_dir(), f"out={out}",
+            "a file name that ends in .png, or FOLDER/ with a stroke at its end, for one file each")
+    require(out.parent.is_dir(), f"out={out}", "a file in a folder that exists")
+    pipeline, wanted = wanted_images(config)
+    total = len(wanted) * config.count
+    require(total <= MOST_IN_A_GRID, f"count={config.count}, a grid of {total:,d} images,",
+            f"{MOST_IN_A_GRID:,d} images in one picture", "One file each: out=FOLDER/")
     check_writable(out.parent, "out")
 
     keep_memory()
@@ -159,3 +183,65 @@ def pmd_evaluate(arguments: Sequence[str] | None = None) -> None:
         from perceiver_moe_diffusion.runs.report import evaluate_run
         evaluate_run(config)
     command("pmd-evaluate", "evaluate", run, "measure a trained model", arguments)
+
+# %% ../../nbs/89_cli.ipynb #1790ef1c
+def image_names(pipeline: GeneratorPipeline, labels: Sequence[int]) -> list[str]:
+    "A file name for each image: its class and its number."
+    plain = [re.sub(r"[^\w-]+", "-", name) for name in pipeline.class_names]
+    return [f"{plain[label]}_{number:06d}.png" for number, label in enumerate(labels)]
+
+
+def same_images(folder: Path, settings: dict) -> None:
+    "Refuse a folder with images of other settings, or with other files."
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        there = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        there = None
+    require(isinstance(there, dict), f"out={folder}/, which holds other files already,", "a new or empty folder")
+    other = next((name for name in settings if there.get(name) != settings[name]), None)
+    if other is not None:
+        raise UserError(f"out={folder}/ with {other}={settings[other]} is not possible: the images in it have "
+                        f"{other}={there.get(other)}. Give another folder, or the same settings.")
+
+
+def sample_into_folder(config: DictConfig) -> Path:  # the folder
+    "Sample images into a folder, one PNG each, in bounded memory; typed again, it draws what is missing."
+    folder = Path(config.out)
+    pipeline, wanted = wanted_images(config)
+    total = len(wanted) * config.count
+    most = f"{MOST_IN_A_FOLDER:,d} images in a folder"
+    require(total <= MOST_IN_A_FOLDER, f"count={config.count}, {total:,d} images,", most)
+    model = Path(config.run) if config.model is None else pretrained_folder(config.model)
+    settings = {"seed": config.seed, "label": wanted.tolist(), "count": config.count,
+                "sampler": to_container(config)["sampler"], "weights": file_digest(model / WEIGHTS)}
+    same_images(folder, settings)
+    check_writable(folder, "out")
+    write_json(folder / "settings.json", settings)
+
+    keep_memory()
+    labels = wanted.repeat_interleave(config.count)
+    names, there = image_names(pipeline, labels.tolist()), {path.name for path in folder.iterdir()}
+    missing = [number for number, name in enumerate(names) if name not in there]
+    if missing:
+        draw_missing(pipeline, labels, config.seed, missing, [folder / name for name in names])
+    print(f"{total:,d} images ({total - len(missing):,d} were there): {folder}")
+    return folder
+
+
+def draw_missing(
+    pipeline: GeneratorPipeline, labels: torch.Tensor, seed: int, missing: list[int], paths: list[Path]
+) -> None:
+    "Draw some of the images and write each to its path; an end before the end says how to go on."
+    done = len(paths) - len(missing)
+    try:
+        for numbers, images in pipeline.sample_in_portions(labels, seed, progress=True, numbers=missing):
+            for number, image in zip(numbers, images):
+                save_images(image[None], paths[number], columns=1, scale=1)
+                done += 1
+            release_memory()
+    except (KeyboardInterrupt, UserError) as stopped:
+        told = f"{stopped} " if isinstance(stopped, UserError) else "Stopped. "
+        kind = UserError if isinstance(stopped, UserError) else KeyboardInterrupt
+        raise kind(f"{told}{done:,d} of {len(paths):,d} images are there; the same command goes on.") from stopped

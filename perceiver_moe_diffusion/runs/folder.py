@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/84_folder.ipynb #4b4233b1
 import os
 import re
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..core import UserError, atomic_write, one_line, process_rank, require
+from ..core import DiskError, UserError, atomic_write, megabytes, one_line, process_rank, require
 from ..pipelines.files import RENAMED_CLASSES, RENAMED_SETTINGS
 
 # %% ../../nbs/84_folder.ipynb #0a652219
@@ -53,6 +54,19 @@ def check_writable(folder: Path, setting: str) -> None:
         said = f"The folder {folder} cannot be written ({error.strerror})."
         raise UserError(f"{said} Choose another: {setting}=PATH.") from error
 
+# %% ../../nbs/84_folder.ipynb #4eee718f
+def check_room(
+    folder: Path,
+    weights: int,   # bytes of the model's weights
+    setting: str,
+) -> None:
+    "Refuse a folder whose disk has no room for a checkpoint and a model (free disk space)."
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    needed, free = 5 * weights, shutil.disk_usage(there).free
+    if needed > free:
+        raise DiskError(f"The folder {folder} is on a disk with {megabytes(free)} free, and a checkpoint and the model "
+                        f"need about {megabytes(needed)}. Make room, or choose another: {setting}=PATH.")
+
 # %% ../../nbs/84_folder.ipynb #bd7f19e0
 RUN_FORMAT = 2  # of config.yaml; 1: up to 0.3.1
 
@@ -70,11 +84,16 @@ def write_settings(config: DictConfig, folder: Path) -> None:
         file.write_text(f"# format {RUN_FORMAT}\n{OmegaConf.to_yaml(config)}", encoding="utf-8")
 
 
-def open_folder(config: DictConfig, folder: Path) -> None:
+def open_folder(
+    config: DictConfig,
+    folder: Path,
+    weights: int = 0,  # bytes of the model's weights
+) -> None:
     """Make the folder of a run, and write its settings into a new one.
 
     Processes that are started later find it by `PMD_RUN_DIR`.
     """
+    check_room(folder, weights, "run_dir")
     check_writable(folder, "run_dir")
     if config.resume is None and process_rank() == 0:
         write_settings(config, folder)

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ..compat import keep_memory, silence_lightning
+from ..compat import keep_memory, silence_lightning, told_out_of_memory
 from ..core import process_rank, require, write_json, write_table
 from ..data.batches import keep_classes
 from ..data.module import DataModule
@@ -33,7 +33,9 @@ def read_logs(folder: Path) -> list[dict[str, str]]:
     rows: dict[tuple, dict] = {}
     for log in sorted((folder / "log").glob("*/metrics.csv")):
         with open(log, newline="") as file:
-            rows |= {(int(row["step"]), bool(row.get("val_loss"))): row for row in csv.DictReader(file)}
+            # a full disk cuts the last row
+            whole = (row for row in csv.DictReader(file) if (row["step"] or "").isdigit())
+            rows |= {(int(row["step"]), bool(row.get("val_loss"))): row for row in whole}
     return [rows[key] for key in sorted(rows)]
 
 
@@ -136,6 +138,13 @@ def same_data(config: DictConfig, pipeline: GeneratorPipeline, data: DataModule,
                 same = comparable(name, saved.get(name)) == comparable(name, now[name])
                 require(same, f"{name}={now[name]}", f"{saved.get(name)}, as in the run", fix)
 
+# %% ../../nbs/87_report.ipynb #6af9b5ad
+def measured_settings(config: DictConfig) -> dict[str, Any]:
+    "What may be lowered where the memory is short in an evaluation, with the values now."
+    sizes = {f"evaluation.{name}": value for name, value in config.evaluation.items()
+             if name.startswith(("max_", "samples_per_"))}
+    return sizes or {"data.batch_size": config.data.batch_size}
+
 # %% ../../nbs/87_report.ipynb #a0bef11c
 def evaluate_run(config: DictConfig) -> dict:
     "Evaluate a trained model again, on the data it was trained on; writes `evaluation.json`."
@@ -146,7 +155,8 @@ def evaluate_run(config: DictConfig) -> dict:
     data = data_for(config, pipeline.class_names)
     same_data(config, pipeline, data, folder)
     check_writable(folder, "run")
-    results = instantiate_node(config.evaluation)(pipeline, data)
+    with told_out_of_memory("the evaluation", **measured_settings(config)):
+        results = instantiate_node(config.evaluation)(pipeline, data)
     write_json(folder / "evaluation.json", results)
     print(results_table(results))
     print(f"written: {folder / 'evaluation.json'}")

@@ -20,7 +20,7 @@ from ..pipelines.files import save_pipeline
 from .build import BuiltRun, build_run, instantiate_node, make_pipeline
 from .folder import CHECKPOINT, choose_folder, open_folder, to_container
 from .report import results_table, save_log, tell_missing
-from .trainer import fit, make_trainer
+from .trainer import finished_training_is_kept, fit, make_trainer, tensor_bytes
 from ..training.loop import StopOnCtrlC
 
 # %% ../../nbs/86_train.ipynb #e478fb2f
@@ -41,7 +41,7 @@ def train(
     tell_missing(evaluate, run.data)
 
     # Fit: from the first step, or from where a stopped run was.
-    open_folder(config, folder)
+    open_folder(config, folder, tensor_bytes(run.module.state_dict()))
     if run.data.about and trainer.is_global_zero:
         print(run.data.about, flush=True)
     seconds = fit(trainer, config, run, folder, stop, overrides)
@@ -49,15 +49,16 @@ def train(
         return folder
 
     # Save: before the evaluation, which can be interrupted and repeated.
-    pipeline = save_model(config, run, folder)
-    save_log(folder)
-    print(f"model saved in {folder}; drawing and judging images …", flush=True)
+    with finished_training_is_kept(trainer, config, folder, overrides):
+        pipeline = save_model(config, run, folder)
+        save_log(folder)
+        print(f"model saved in {folder}; drawing and judging images …", flush=True)
 
-    # Evaluate, and report.
-    facts = {"train_seconds": seconds, "train_steps": trainer.global_step, "seed": config.seed,
-             "command": shlex.join(["pmd-train", *overrides]), "made": machine()}
-    results = {**evaluate(pipeline, run.data, folder=folder), **facts}
-    write_json(folder / "metrics.json", results)
+        # Evaluate, and report.
+        facts = {"train_seconds": seconds, "train_steps": trainer.global_step, "seed": config.seed,
+                 "command": shlex.join(["pmd-train", *overrides]), "made": machine()}
+        results = {**evaluate(pipeline, run.data, folder=folder), **facts}
+        write_json(folder / "metrics.json", results)
     print(results_table(results))
     print(f"run folder: {folder}", flush=True)
     return folder

@@ -9,26 +9,38 @@ __all__ = []
 import os
 import shlex
 import signal
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
-from ..compat import without_broken_torchvision
-from ..core import UserError, one_line
+from perceiver_moe_diffusion.compat import (
+    OutOfMemory,
+    told_out_of_memory,
+    without_broken_torchvision,
+    without_process_observer,
+)
+from ..core import DiskError, UserError, atomic_write, one_line, raise_disk_error
+from ..pipelines.files import WEIGHTS
 from .build import BuiltRun, instantiate_node
 from .folder import CHECKPOINT, RUN_DIR
+from .report import measured_settings
 from ..training.loop import EMA, StopOnCtrlC, TrainerData
 
 # %% ../../nbs/85_trainer.ipynb #79fadf62
 with without_broken_torchvision():  # Lightning imports torchvision wherever it finds it, working or not
     from lightning import Callback, LightningModule, Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 # %% ../../nbs/85_trainer.ipynb #1bead614
 class ProgressLine(Callback):
@@ -70,6 +82,52 @@ class ProgressLine(Callback):
         if hasattr(self, "bar"):
             self.bar.close()
 
+# %% ../../nbs/85_trainer.ipynb #5a52b7b0
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints written beside their goal, synced and renamed (a `CheckpointIO` plugin): the old one stays whole.
+
+    That of the last step may fail: the training is done, and the model needs a quarter of the room.
+    """
+
+    def __init__(self, last_step: int):
+        self.last_step = last_step
+        self.failed: DiskError | None = None  # why the checkpoint of the last step is not there
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        "Write a checkpoint, whole or not at all."
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path, tensor_bytes(checkpoint)) as temporary, open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+        except DiskError as error:
+            if checkpoint["global_step"] < self.last_step:
+                raise
+            self.failed = error
+
+
+class LastStep(Checkpoint):
+    "A checkpoint of the last step (callback), so that a model that cannot be saved afterwards is not lost."
+
+    def __init__(self, path: Path, every: int, stop: StopOnCtrlC):  # the steps at which others save
+        self.path, self.every, self.stop = path, every, stop
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        ends = trainer.should_stop or trainer.global_step >= trainer.max_steps
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ends and stepped and trainer.global_step % self.every and not self.stop.asked:
+            trainer.save_checkpoint(self.path)
+
+
+def tensor_bytes(tree: Any) -> int:
+    "Bytes of all tensors in nested dicts and lists, e.g. a checkpoint."
+    if isinstance(tree, torch.Tensor):
+        return tree.nbytes
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return sum(map(tensor_bytes, items))
+
 # %% ../../nbs/85_trainer.ipynb #b4c688c5
 def make_trainer(config: DictConfig, folder: Path, stop: StopOnCtrlC) -> Trainer:
     "The trainer of a run (Lightning), with its callbacks and its log. Making it writes nothing."
@@ -77,21 +135,26 @@ def make_trainer(config: DictConfig, folder: Path, stop: StopOnCtrlC) -> Trainer
     every = ModelCheckpoint(folder, filename=Path(CHECKPOINT).stem, every_n_train_steps=config.checkpoint_every,
                             enable_version_counter=False)
     return instantiate_node(
-        config.trainer, default_root_dir=folder, logger=log,
-        callbacks=[EMA(config.ema_decay), ProgressLine(), stop, every],
+        config.trainer, default_root_dir=folder, logger=log, plugins=[AtomicCheckpoints(config.trainer.max_steps)],
+        callbacks=[EMA(config.ema_decay), ProgressLine(), stop, every,
+                   LastStep(folder / CHECKPOINT, config.checkpoint_every, stop)],
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     )
 
 
 def first_step(config: DictConfig, folder: Path) -> int:
     "The step that a run starts from: 0, or that of the checkpoint that is resumed."
-    if config.resume is None:
-        return 0
+    return 0 if config.resume is None else checkpoint_step(folder / CHECKPOINT)
+
+
+def checkpoint_step(path: Path) -> int:
+    "The step of a checkpoint, which is read as data: numbers and tensors, no code."
     try:
-        return torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["global_step"]
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     except Exception as error:  # whatever is wrong with the file, the person needs one sentence
-        said = f"{folder / CHECKPOINT} cannot be read as a checkpoint ({one_line(error)})."
-        raise UserError(f"{said} Train again from the start.") from error
+        advice = "weights" in str(error).lower()  # PyTorch's own advice is how to run it all the same
+        why = "it is damaged, or holds code in the place of data" if advice else one_line(error)
+        raise UserError(f"{path} cannot be read as a checkpoint ({why}). Train again from the start.") from error
 
 # %% ../../nbs/85_trainer.ipynb #e0dcdefd
 class Stopped(KeyboardInterrupt):
@@ -99,13 +162,117 @@ class Stopped(KeyboardInterrupt):
 
 
 def how_to_go_on(folder: Path, overrides: Sequence[str], trainer: Trainer) -> str:
-    "What to type after an interruption: the command that resumes the run."
-    done = f"Stopped at step {trainer.global_step} of {trainer.max_steps}."
+    "What to type after an interruption: the command that resumes the run, and the step that it goes on from."
+    step, total = trainer.global_step, trainer.max_steps
+    done, to_do = (f"Stopped at step {step} of {total}", "Resume") if step < total else (
+        f"The training is finished, at step {step}", "Save and measure its model")
     if not (folder / CHECKPOINT).is_file():
-        return f"{done} There is no checkpoint yet: start again."
+        return f"{done}. There is no checkpoint yet: start again."
+    with suppress(UserError):  # a checkpoint that cannot be read is told of when it is resumed
+        saved = checkpoint_step(folder / CHECKPOINT)
+        done += "" if saved == step else f"; the checkpoint is from step {saved}"
     path = f"'{folder}'" if set(str(folder)) & set(",[](){}") else str(folder)  # Hydra would read these signs as a list
     again = [f"resume={path}", *(o for o in overrides if not o.startswith(("resume=", "run_dir=")))]
-    return f"{done} Resume with: pmd-train {shlex.join(again)}"
+    return f"{done}. {to_do} with: pmd-train {shlex.join(again)}"
+
+# %% ../../nbs/85_trainer.ipynb #01ece5f8
+class ProcessWatch(threading.Thread):
+    "Watches the other processes of a training: where one is lost and this one hangs, it is ended, with a sentence."
+
+    def __init__(self, trainer: Trainer, goes_on: Callable[[], str]):
+        super().__init__(daemon=True)
+        self.trainer, self.goes_on = trainer, goes_on
+        self.parent, self.ended = os.getppid(), threading.Event()
+
+    @property
+    def started(self) -> list[Popen]:
+        "The processes that this one has started."
+        return [one for one in getattr(self.trainer.strategy.launcher, "procs", []) if isinstance(one, Popen)]
+
+    @property
+    def orphaned(self) -> bool:
+        "Whether the process that has started this one is lost. (A first process may outlive its shell.)"
+        return self.trainer.local_rank > 0 and os.getppid() != self.parent
+
+    def lost(self) -> str:  # "" as long as all are there
+        "Which process is not there any more."
+        for rank, process in enumerate(self.started, 1):
+            code = process.poll()
+            if code:
+                return f"process {rank} was lost ({f'signal {-code}' if code < 0 else f'status {code}'})"
+        return "process 0 was lost" if self.orphaned else ""
+
+    def sentence(self) -> str:
+        "What happened and how to go on."
+        return (f"Of the {self.trainer.world_size} processes that train together, {self.lost() or 'one was lost'}; "
+                f"the others were ended. {self.goes_on()}")
+
+    def end_others(self) -> None:
+        "End the processes that this one has started."
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+
+    def report(self) -> UserError:
+        "What happened, to be raised. The first process speaks for all; if that one is lost, the second does."
+        time.sleep(1)  # the system needs a moment to notice that a process is gone
+        if self.orphaned and self.trainer.local_rank == 1:
+            print(f"pmd-train: {self.sentence()}", file=sys.stderr, flush=True)
+        return UserError(self.sentence())
+
+    def run(self) -> None:
+        "The thread: look twice a second."
+        while not self.ended.wait(0.5):
+            if self.lost() and not self.ended.wait(3):
+                told = self.report()
+                if self.trainer.is_global_zero:
+                    print(f"pmd-train: {told}", file=sys.stderr, flush=True)
+                self.end_others()
+                os._exit(2)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    "Whether an exception means that another process cannot be reached any more."
+    signs = ("gloo", "nccl", "connection", "broken pipe", "timed out")
+    told = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
+    return told or isinstance(error, torch.distributed.DistError | ConnectionError)
+
+# %% ../../nbs/85_trainer.ipynb #8579a2ef
+def memory_settings(config: DictConfig) -> dict[str, Any]:
+    "What may be lowered where the memory is short in training, with the values now."
+    names = ("data.batch_size", "model.dim", "model.num_latents")
+    return {name: OmegaConf.select(config, name) for name in names if OmegaConf.select(config, name) is not None}
+
+
+@contextmanager
+def explained_faults(
+    trainer: Trainer, config: DictConfig, folder: Path, overrides: Sequence[str]
+) -> Iterator[None]:
+    "A fault of the machine in this block is one sentence: what happened, and the command that goes on."
+    goes_on = lambda: how_to_go_on(folder, overrides, trainer)
+    watch = ProcessWatch(trainer, goes_on)
+    if trainer.world_size > 1:
+        watch.start()
+    try:
+        with told_out_of_memory("training", **memory_settings(config)), without_process_observer():
+            yield
+    except Exception as error:
+        watch.ended.set()
+        lost = watch.report() if trainer.world_size > 1 and is_lost_connection(error) else None
+        watch.end_others()
+        chain = [error, error.__cause__, error.__context__]  # the log of a full disk fails after the checkpoint has
+        told = next((one for one in chain if isinstance(one, DiskError | OutOfMemory)), None)
+        if isinstance(told, OutOfMemory):  # a run that is resumed has the settings that it began with
+            later = goes_on().replace("Resume with", "Where there is more, resume with")
+            raise OutOfMemory(f"{told} {later}") from error
+        if told is not None:
+            raise DiskError(f"{told} {goes_on()}") from error
+        if lost is not None:
+            raise lost from error
+        raise_disk_error(error, folder / "log")
+        raise
+    finally:
+        watch.ended.set()
 
 # %% ../../nbs/85_trainer.ipynb #6a5fd6a4
 def fit(
@@ -116,7 +283,8 @@ def fit(
     os.environ[RUN_DIR] = str(folder)  # processes that the trainer starts find the folder there
     try:
         checkpoint = folder / CHECKPOINT if config.resume is not None else None
-        trainer.fit(run.module, TrainerData(run.data), ckpt_path=checkpoint, weights_only=True)
+        with explained_faults(trainer, config, folder, overrides):
+            trainer.fit(run.module, TrainerData(run.data), ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # Lightning's answer to a second Ctrl-C; it leaves further ones ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupted = True
@@ -126,3 +294,22 @@ def fit(
         raise Stopped(how_to_go_on(folder, overrides, trainer))
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # one of its connectors sets it
     return next(callback.seconds for callback in callbacks if isinstance(callback, ProgressLine))
+
+# %% ../../nbs/85_trainer.ipynb #2e08b603
+@contextmanager
+def finished_training_is_kept(
+    trainer: Trainer, config: DictConfig, folder: Path, overrides: Sequence[str]
+) -> Iterator[None]:
+    "Save and measure a trained model in this block: what the machine cannot do is one sentence that says how to go on."
+    checkpoints = trainer.strategy.checkpoint_io
+    if isinstance(checkpoints, AtomicCheckpoints) and checkpoints.failed is not None:
+        print(f"pmd-train: {checkpoints.failed} The model is saved all the same.", file=sys.stderr)
+    try:
+        with told_out_of_memory("the evaluation", **measured_settings(config)):
+            yield
+    except OutOfMemory as error:
+        saved = f"The model is saved; this measures it again: pmd-evaluate run={folder}"
+        there = (folder / WEIGHTS).is_file()
+        raise OutOfMemory(f"{error} {saved if there else how_to_go_on(folder, overrides, trainer)}") from error
+    except DiskError as error:
+        raise DiskError(f"{error} {how_to_go_on(folder, overrides, trainer)}") from error

@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -318,10 +317,7 @@ def read_request(arguments: Sequence[str], usage: str) -> BenchRequest:
 
 # %% ../../nbs/92_benchmarks.ipynb #f2cd597b
 def pmd_bench(arguments: Sequence[str] | None = None) -> None:
-    """`pmd-bench [only=NAME] [rounds=N] [json=FILE]`: all benchmarks as a table, then as JSON.
-
-    The FILE gets a table (.csv) beside it.
-    """
+    "`pmd-bench [only=NAME] [rounds=N] [json=FILE]`: benchmarks as a table and as JSON; FILE gets a .csv beside it."
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     usage = f"only={'|'.join(BENCHMARKS)}, rounds=N, json=FILE"
     if {"-h", "--help"} & set(arguments):
