@@ -261,10 +261,9 @@ def bench_startup(rounds: int = 15) -> list[dict]:
                     "command": [sample, "model=mnist", "label=7", f"out={folder}/seven.png"]}
         start = partial(subprocess.run, capture_output=True, check=True)
         seconds = take_turns({name: partial(start, command) for name, command in commands.items()}, rounds, warmup=1)
-    titles = {"lines": ("two lines of Python that draw a digit", 1.4), "command": ("pmd-sample model=mnist label=7", 1.6)}
+    told = [("lines", "two lines of Python that draw a digit", 1.4), ("command", "pmd-sample model=mnist label=7", 1.6)]
     return [bench_row(f"start-up: {title}", seconds[name] / seconds["torch"], "× import torch", target,
-                      f"{seconds[name]:.2f} s against {seconds['torch']:.2f} s")
-            for name, (title, target) in titles.items()]
+                      f"{seconds[name]:.2f} s against {seconds['torch']:.2f} s") for name, title, target in told]
 
 # %% ../../nbs/92_benchmarks.ipynb #8b4f2bcf
 OPEN_A_FOLDER = """
