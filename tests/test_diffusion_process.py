@@ -46,6 +46,11 @@ def test_every_schedule_falls_from_almost_1_to_almost_0_whatever_t(schedule, T):
     assert (table.diff() < 0).all() and 0.9 < table[0] < 1 and 0 < table[-1] < 2e-3
 
 
+def test_zero_terminal_snr_by_hand():
+    table = torch.tensor([0.81, 0.49, 0.01])  # √ᾱ is 0.9, 0.7, 0.1; less the last: 0.8, 0.6, 0; times 0.9 / 0.8
+    assert_close(zero_terminal_snr(table), torch.tensor([0.81, 0.675**2, 0.0], dtype=torch.float64))
+
+
 @pytest.mark.parametrize("prediction_type", list(PredictionType))
 @pytest.mark.parametrize("alpha_bar", [0.9999, 0.5, 0.001])
 def test_an_answer_turns_back_into_image_and_noise(prediction_type, alpha_bar):

@@ -215,6 +215,12 @@ def test_a_training_set_of_one_is_refused():
         nearest_distances(some_images(3, 0), some_images(1, 1))
 
 
+def test_a_copy_is_near_compared_with_the_second_nearest_not_near_as_such():
+    distances = torch.tensor([[0.2, 0.3], [0.2, 0.61], [12.0, 35.0], [12.0, 37.0], [0.0, 0.0]])
+    assert is_copy(distances).tolist() == [False, True, False, True, True]
+    assert is_copy(distances, ratio=0.7).tolist() == [True] * 5
+
+
 def test_diversity_by_hand():
     features = torch.tensor([[0.0, 0], [3, 4], [10, 0], [10, 1], [10, 3], [7, 7]])
     labels = torch.tensor([0, 0, 1, 1, 1, 2])
