@@ -150,6 +150,24 @@ def test_two_processes_share_one_draw():
         assert torch.equal(whole, torch.cat(parts))
 
 
+def test_all_random_numbers_of_a_loss_come_from_its_generator():
+    draws = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        draws.append(Diffusion(label_dropout=0.5).sample_noise(64, (1, 2, 2), torch.Generator().manual_seed(3)))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(*parts) for parts in zip(*draws))
+
+
+@pytest.mark.parametrize("size", [1, 100, 128])
+def test_the_largest_random_number_still_gives_a_timestep(size, monkeypatch):
+    "127 + 0.99999994 is 128 in float32: rounded, the last of the batch would stand one past the end of the table."
+    largest = lambda *shape, generator=None: torch.full([] if shape == ((),) else shape, 1 - 2**-24)
+    monkeypatch.setattr(torch, "rand", largest)
+    assert Diffusion(1000).sample_noise(size, (1,), torch.Generator().manual_seed(0)).t.max() == 999
+
+
 @pytest.mark.parametrize("options, message", [
     (dict(timesteps=1), "timesteps=1 is not possible; allowed: a whole number, 2 or more"),
     (dict(prediction_type="eps", zero_snr=True),

@@ -227,3 +227,14 @@ def test_a_dense_model_is_measured_and_drawn_too(tmp_path):
     assert results["expert_load"] == [[1.0]] and results["min_expert_load"] == 1.0
     save_pictures(tmp_path, pipeline, results["expert_load"], scales=(1.0,))
     assert (tmp_path / "routing.png").is_file()
+
+
+def test_the_pictures_follow_their_seed(tmp_path):
+    _, pipeline = tiny()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        save_pictures(tmp_path / name, pipeline, measured()["expert_load"], scales=(1.0,), seed=seed)
+    read = lambda name, file: (tmp_path / name / file).read_bytes()
+    for file in ("samples.png", "denoising.png"):
+        assert read("a", file) == read("b", file) != read("c", file)
+    assert read("a", "routing.png") == read("c", "routing.png")

@@ -14,6 +14,7 @@ from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.evaluation.metrics import (
     FeatureSet,
     SmallCNN,
+    accuracy_figures,
     accuracy_table,
     bootstrap_mean,
     density_coverage,
@@ -424,3 +425,19 @@ def test_a_random_part_has_no_image_twice():
     assert sorted(images.flatten(1).sum(dim=1).tolist()) == sorted(data.split("test")[0].flatten(1).sum(dim=1).tolist())
     assert labels.bincount().tolist() == data.split("test")[1].bincount().tolist()
     assert len(random_examples(data, "test", 7, seed=0)[1]) == 7
+
+
+def test_the_figures_of_accuracy_tell_mean_and_interval_of_each_set():
+    def seen(right, n=40):
+        "A set of which so many are what was asked for."
+        labels = torch.arange(n) % 2
+        said = torch.where(torch.arange(n) < right, labels, 1 - labels)
+        return FeatureSet(torch.zeros(n, 1, 8, 8), labels, torch.zeros(n, 64), said)
+
+    guided, conditional, test = seen(30), seen(20), seen(36)
+    found = accuracy_figures(guided, conditional, test, ["zero", "one"])
+    mean = bootstrap_mean(guided.correct)
+    assert found["conditional_accuracy"] == mean.value == 0.75
+    assert found["conditional_accuracy_interval"] == (mean.low, mean.high) and mean.low < 0.75 < mean.high
+    assert found["conditional_accuracy_s1"].value == 0.5 and found["classifier_accuracy_on_test"].value == 0.9
+    assert list(found["conditional_accuracy_by_class"]) == ["zero", "one"]

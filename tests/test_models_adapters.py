@@ -262,3 +262,18 @@ def test_stem_channels_are_a_multiple_of_8(stem_channels):
 def test_stem_and_token_patch_together_must_divide_the_image():
     with pytest.raises(UserError, match="6 pixels.*stem_patch · token_patch.*28×28"):
         ConvAdapter((1, 28, 28), 4, stem_patch=2, token_patch=3)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: ImagePreprocessor((1, 8, 8)), lambda: ConvPreprocessor((1, 8, 8), channels=(8, 16)),
+    lambda: ConvAdapter((1, 8, 8), 4, dim=8, stem_channels=8), lambda: PatchAdapter((1, 8, 8), 4)])
+def test_positions_follow_from_the_shape_and_are_not_stored_with_the_weights(make):
+    part = make()
+    assert any("positions" in name for name, _ in part.named_buffers())
+    assert not any("positions" in name for name in part.state_dict())
+
+
+def test_learned_queries_start_near_zero():
+    torch.manual_seed(0)
+    query = LearnedQuery(64, num_queries=50).query
+    assert query.shape == (50, 64) and query.std().item() == pytest.approx(0.02, rel=0.1)

@@ -216,3 +216,14 @@ def test_an_expert_is_never_activated_by_a_class_that_is_not_its_own():
         expert(x, t, torch.tensor([3, 4]))
     with pytest.raises(UserError, match=r"classes=\[3\]"):
         ForClasses((1, 8, 8), 8, lambda **_: tiny(num_classes=2), [3])
+
+
+def test_a_mixture_of_more_experts_than_classes_can_grow_and_keeps_how_many_are_activated():
+    torch.manual_seed(0)
+    experts = [partial(tiny, seed=i) for i in range(4)]
+    old = MixtureOfDenoisers((1, 8, 8), 1, partial(LabelRouter, top_k=4), experts).eval()
+    grown = add_expert(old, tiny(num_classes=1, seed=9))
+    assert (old.router.top_k, grown.router.top_k) == (4, 4) and grown.router.table.shape == (3, 5)
+    x, t, _ = batch()
+    label = torch.zeros(len(x), dtype=torch.long)
+    assert torch.equal(grown(x, t, label), old(x, t, label))
