@@ -203,6 +203,14 @@ def test_fresh_weights_are_far_from_real_images():
     assert results["fd"] > 3 * results["fd_floor"] and results["coverage"] < results["coverage_floor"]
 
 
+def test_the_defaults_are_those_that_recorded_results_were_measured_with():
+    import inspect
+
+    defaults = {name: p.default for name, p in inspect.signature(evaluate).parameters.items()}
+    assert (defaults["samples_per_class"], defaults["max_fd_images"], defaults["classifier_steps"]) == (100, 2000, 800)
+    assert (defaults["guidance_scale"], defaults["fd_guidance_scale"], defaults["seed"]) == (2.0, 1.0, 0)
+
+
 def test_the_pictures_are_written(tmp_path):
     _, pipeline = tiny()
     save_pictures(tmp_path, pipeline, measured()["expert_load"], scales=(1.0, 2.0))
