@@ -262,7 +262,7 @@ def test_a_step_on_the_balance_loss_makes_the_load_more_even():
     logits = torch.tensor([[2.0, 0.0]] * 10, requires_grad=True)
     module = Told([Routing(torch.zeros(10, 1, dtype=torch.long), torch.ones(10, 1), logits)], z_weight=0)
     module.training_step(step_by_hand(module), 0).backward()
-    assert (logits.grad[:, 0] > 0).all() and (logits.grad[:, 1] < 0).all(), "a step down the gradient, away from expert 0"
+    assert (logits.grad[:, 0] > 0).all() and (logits.grad[:, 1] < 0).all(), "a step leads away from expert 0"
 
 
 def test_validation_draws_noise_that_training_does_not_and_the_same_each_time():

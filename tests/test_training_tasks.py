@@ -137,6 +137,17 @@ def test_what_does_not_enlarge_has_another_task():
         UpscalingModule(tiny_denoiser(), Diffusion(), torch.optim.AdamW)
 
 
+SETTINGS = {"warmup_steps": 7, "balance_weight": 0.25, "z_weight": 0.125, "seed": 11}
+
+
+@pytest.mark.parametrize("task", [
+    denoising(**SETTINGS), classifying(**SETTINGS),
+    UpscalingModule(enlarging().model, Diffusion(), torch.optim.AdamW, **SETTINGS)])
+def test_every_task_trains_with_the_settings_that_it_was_given(task):
+    assert {name: getattr(task, name) for name in SETTINGS} == SETTINGS
+    assert task.make_optimizer is torch.optim.AdamW
+
+
 def mixture(router):
     "A mixture of two very small denoisers."
     return MixtureOfDenoisers((1, 8, 8), 10, router, [tiny_denoiser, tiny_denoiser])
