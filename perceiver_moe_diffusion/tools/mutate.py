@@ -129,9 +129,10 @@ def serve() -> None:
         answers.write(json.dumps({"status": status}) + "\n")
         answers.flush()
 
-# %% ../../nbs/98_mutate.ipynb #474e4dee
+# %% ../../nbs/98_mutate.ipynb #e0c5dd95
 class Workbench:
     "A copy of the project in a temporary folder, where faults are planted, and a process there that runs its tests."
+    patience = 10.0  # seconds: a fault may take three times as long as no fault, and so much more
 
     def __init__(self, root: Path, folder: Path):
         self.folder = folder
@@ -202,7 +203,7 @@ class Workbench:
         order = sorted(calm["seconds"], key=lambda test: (passes_by(test), calm["seconds"][test]))
         started = time.monotonic()
         with self.planted(fault):
-            report = self.run(test_file(fault.module), order, limit=3 * calm["wall"] + 10)
+            report = self.run(test_file(fault.module), order, limit=3 * calm["wall"] + self.patience)
         status = report["status"]
         why = report.get("failed") or ("time limit" if status is None else "import or collection")
         return {"noticed": status != 0, "by": why.partition("::")[2] or why if status != 0 else None,
@@ -213,7 +214,7 @@ def test_file(module: str) -> str:  # e.g. "tests/test_models_moe.py"
     "The test file of a module, made from its notebook."
     return f"tests/test_{module.removesuffix('.py').replace('/', '_')}.py"
 
-# %% ../../nbs/98_mutate.ipynb #ab0912f8
+# %% ../../nbs/98_mutate.ipynb #ba209164
 JUDGED_ROOMS = ("models", "diffusion", "training", "evaluation")
 
 
@@ -260,7 +261,7 @@ def mutate(
     out: Path | None = None,  # JSON file: what was found, and what a later run goes on from; None: none
     tell: Callable[[str], None] = print,  # told each answer
 ) -> list[dict]:              # a row for each fault
-    "Mutation testing: plant faults one by one in a copy, run the tests of their notebook, say what was noticed."
+    "Mutation testing: plant faults one by one in a copy, run the tests of their notebook, see what is noticed."
     drawn, of = draw_faults(root, modules_of(root, names), count, seed)
     known = {tuple(row[name] for name in SHOWN): row for row in earlier_rows(out)}
     command = f"pmd-dev mutate {' '.join(names)} count={count} seed={seed}"
@@ -270,7 +271,7 @@ def mutate(
             if rows[i].get("noticed"):
                 continue
             rows[i] = {**row_of(fault), **bench.judge(fault), "tries": rows[i].get("tries", 0) + 1}
-            tell(f"{i + 1}/{len(drawn)} {sentence(rows[i])}")
+            tell(f"{i + 1}/{len(drawn)} {sentence(rows[i])}, {rows[i]['seconds']:.1f} s")
             if out is not None:
                 write_json(out, {"command": command, "seed": seed, "of": of, "made": machine(), "rows": rows})
     return rows
@@ -279,7 +280,7 @@ def mutate(
 def sentence(row: dict) -> str:
     "A fault and what became of it, in one line."
     what = f"{row['module']}:{row['line']} {row['kind']}: {row['before']} -> {row['after']}"
-    return f"{what}: " + (f"noticed by {row['by']}" if row["noticed"] else "SURVIVED") + f" ({row['seconds']:.1f} s)"
+    return f"{what}: " + (f"noticed by {row['by']}" if row["noticed"] else "SURVIVED")
 
 
 def mutation_score(rows: Sequence[dict]) -> float:
