@@ -266,3 +266,39 @@ def test_half_a_bin_depends_on_the_number_of_grey_levels():
     assert abs((many.mean() - few.mean()) - math.log2(255 / 16)) < 0.6, (
         "16 times coarser bins are log2(16) = 4 bits cheaper"
     )
+
+
+def bound_by_hand(model, diffusion, x0, levels, fixed_large, generator):
+    "Ho et al. 2020, eq. 5, 7 and 13, with the normal distributions of PyTorch."
+    from torch.distributions import Normal, kl_divergence
+
+    after = diffusion.alpha_bar
+    before = torch.cat([torch.ones(1, dtype=torch.float64), after[:-1]])
+    beta, half = 1 - after / before, 1 / (levels - 1)
+    posterior_beta = (1 - before) / (1 - after) * beta
+    nats = kl_divergence(Normal(after[-1].sqrt() * x0, (1 - after[-1]).sqrt()), Normal(0.0, 1.0))
+    for t in range(len(after)):
+        x_t = after[t].sqrt() * x0 + (1 - after[t]).sqrt() * torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+        from_x0, from_x_t = before[t].sqrt() * beta[t], (after[t] / before[t]).sqrt() * (1 - before[t])
+        mean = lambda x, t=t, x_t=x_t, p=from_x0, q=from_x_t: (p * x + q * x_t) / (1 - after[t])
+        guess = mean(model(x_t, torch.full((len(x0),), t), None))  # the model predicts x0
+        if t == 0:
+            p = Normal(guess, posterior_beta[1].sqrt())  # there is no posterior's variance at t = 0
+            upper = torch.where(x0 >= 1 - half, 1, p.cdf(x0 + half))
+            nats = nats - (upper - torch.where(x0 <= -1 + half, 0, p.cdf(x0 - half))).clamp(min=1e-12).log()
+        else:
+            variance = beta[t] if fixed_large else posterior_beta[t]
+            nats = nats + kl_divergence(Normal(mean(x0), posterior_beta[t].sqrt()), Normal(guess, variance.sqrt()))
+    return nats.mean((1, 2, 3)) / math.log(2)
+
+
+@pytest.mark.parametrize("fixed_large", [False, True])
+@pytest.mark.parametrize("schedule, T, levels", [(cosine, 5, 256), (linear, 30, 16), (cosine, 2, 2)])
+def test_the_bound_is_its_formula(fixed_large, schedule, T, levels):
+    diffusion = Diffusion(T, schedule, prediction_type="x0")
+    grey = torch.randint(levels, (3, 1, 4, 4), generator=torch.Generator().manual_seed(1))  # black and white as well
+    x0 = grey.double() * 2 / (levels - 1) - 1
+    model, generator = GaussianDenoiser(diffusion), lambda: torch.Generator().manual_seed(0)
+    label = torch.zeros(3, dtype=torch.long)
+    found = bits_per_dim(model, diffusion, x0, label, levels, fixed_large, False, generator())
+    assert_close(found, bound_by_hand(model, diffusion, x0, levels, fixed_large, generator()))

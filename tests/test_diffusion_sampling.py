@@ -410,6 +410,16 @@ def test_outside_its_interval_the_model_is_asked_with_its_label_and_inside_it_is
     assert 0 < inside < 10
 
 
+@pytest.mark.parametrize("T", [100, 1000])
+def test_the_ends_of_the_interval_are_measured_in_sigma(T):
+    model, diffusion, steps = Toy(), Diffusion(T), [t for t, _ in trailing_step_pairs(T, 10)]
+    for chosen in steps:
+        sigma = math.sqrt((1 - diffusion.alpha_bar[chosen]) / diffusion.alpha_bar[chosen])
+        sampler, model.calls = DDIM(10, 3.0, guidance_interval=[0.999 * sigma, 1.001 * sigma]), []
+        list(sampler.iterate(model, diffusion, LABEL, X))
+        assert model.calls == [10 if t == chosen else 5 for t in steps], "guided at this step, and at no other"
+
+
 @pytest.mark.parametrize("sampler, message", [
     (DDIM(8, float("nan")), "guidance_scale=nan"), (DDIM(8, -1.0), "guidance_scale=-1.0"),
     (DDIM(8, float("inf")), "guidance_scale=inf"), (DDIM(8, guidance_rescale=2), "guidance_rescale=2"),

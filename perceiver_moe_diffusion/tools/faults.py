@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-# %% ../../nbs/97_faults.ipynb #9caf3e38
+# %% ../../nbs/97_faults.ipynb #5b5db14d
 class Fault(NamedTuple):
     "A planted fault (mutant): where it stands, and what it changes."
     module: str     # path in the package, e.g. "models/moe.py"
@@ -26,7 +26,7 @@ class Fault(NamedTuple):
     end: int
 
 
-Change = tuple[str, ast.AST, str]  # kind, the node that is replaced, and by what
+Change = tuple[str, ast.expr | ast.stmt, str]  # kind, the node that is replaced, and by what
 
 
 def changed(node: ast.AST, **fields: Any) -> str:
@@ -193,7 +193,7 @@ CHANGES: dict[type, Callable[[Any], Iterator[Change]]] = {
     ast.Assign: change_names,
 }
 
-# %% ../../nbs/97_faults.ipynb #90889ca0
+# %% ../../nbs/97_faults.ipynb #2e0f33a2
 UNTOUCHED = (ast.Import, ast.ImportFrom, ast.JoinedStr, ast.Raise, ast.Assert, ast.pattern)
 
 
@@ -239,13 +239,14 @@ def faults_of(
     data, lengths = source.encode(), [0]
     for line in data.splitlines(keepends=True):
         lengths.append(lengths[-1] + len(line))
-    found = {}
+    found: dict[tuple, Fault] = {}
     for node, where in nodes_of(ast.parse(source)):
-        for kind, old, after in CHANGES.get(type(node), lambda _: ())(node):
+        for kind, old, after in CHANGES.get(type(node), lambda _: iter(()))(node):
+            last_line = old.end_lineno or old.lineno
             start = lengths[old.lineno - 1] + old.col_offset
-            end = lengths[old.end_lineno - 1] + old.end_col_offset
+            end = lengths[last_line - 1] + (old.end_col_offset or 0)
             before = " ".join(data[start:end].decode().split())
-            fault = Fault(module, old.lineno, old.end_lineno, where, kind, before, after, start, end)
+            fault = Fault(module, old.lineno, last_line, where, kind, before, after, start, end)
             found.setdefault((start, end, after), fault)
     return sorted(found.values(), key=lambda fault: (fault.start, fault.end, fault.kind, fault.after))
 
