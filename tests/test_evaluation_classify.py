@@ -59,6 +59,7 @@ def test_the_picture_of_a_confusion_matrix_grows_with_its_classes_and_long_names
     axes = figure.axes[0]
     assert figure.get_size_inches().tolist() == pytest.approx([width, height])
     assert axes.images[0].get_clim() == (0, 1), "the colours mean the same in every picture"
+    assert axes.images[0].get_cmap().name == "cividis", "light where the numbers are black, also without colour vision"
     assert [label.get_text() for label in axes.get_xticklabels()] == names
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {rotation}
     assert {label.get_ha() for label in axes.get_xticklabels()} == {"right" if rotation else "center"}
@@ -175,6 +176,20 @@ def test_a_classifier_on_a_gpu_is_evaluated(tmp_path):
     here = classify(pipeline, data)
     there = classify(pipeline.to("cuda"), data, folder=tmp_path)
     assert there["accuracy"] == pytest.approx(here["accuracy"], abs=0.01) and there["flops"] == here["flops"]
+
+
+@pytest.mark.parametrize("core, names", [({}, ["dense"]), ({"feed_forward": lambda dim: build_moe(dim, 4, 2)},
+                                                          ["stages.0.blocks.0", "decoder"])])
+def test_the_picture_of_the_load_names_the_layers(core, names, tmp_path, monkeypatch):
+    from perceiver_moe_diffusion.figures import show_load
+
+    drawn = []
+    monkeypatch.setitem(save_classifier_pictures.__globals__, "show_load",
+                        lambda load, names: drawn.append(show_load(load, names)) or drawn[-1])
+    results = classify(small(**core), DataModule(digits), folder=tmp_path)
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == names
+    assert [[bar.get_height() for bar in axes.patches] for axes in figure.axes] == results["expert_load"]
 
 
 def test_the_reference_has_the_size_that_its_source_reports_and_ours_is_smaller():

@@ -217,6 +217,14 @@ def test_a_balancing_bias_is_a_state_and_is_not_averaged():
     assert any(bias.any() for bias in buffers(last, "bias"))
 
 
+def test_the_default_decay_averages_over_a_thousand_steps():
+    import inspect
+
+    EMA()  # it is allowed
+    decay = inspect.signature(EMA).parameters["decay"].default
+    assert 1 / (1 - decay) == pytest.approx(1000)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_optimizer_follows_the_schedule(accumulate):
     _, diary = fit(tiny(warmup_steps=3), accumulate_grad_batches=accumulate)

@@ -148,6 +148,17 @@ def test_every_task_trains_with_the_settings_that_it_was_given(task):
     assert task.make_optimizer is torch.optim.AdamW
 
 
+@pytest.mark.parametrize("task", [DiffusionModule, ClassifierModule])
+def test_a_task_has_the_defaults_that_all_trainings_share(task):
+    import inspect
+
+    shared, own = (inspect.signature(kind).parameters for kind in (TrainingModule, task))
+    both = set(shared) & set(own)
+    assert {"warmup_steps", "balance_weight", "z_weight", "seed"} <= both
+    assert {name: own[name].default for name in both} == {name: shared[name].default for name in both}
+    assert shared["seed"].default == 0
+
+
 def mixture(router):
     "A mixture of two very small denoisers."
     return MixtureOfDenoisers((1, 8, 8), 10, router, [tiny_denoiser, tiny_denoiser])

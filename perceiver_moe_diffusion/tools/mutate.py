@@ -129,7 +129,10 @@ def serve() -> None:
         answers.write(json.dumps({"status": status}) + "\n")
         answers.flush()
 
-# %% ../../nbs/98_mutate.ipynb #e0c5dd95
+# %% ../../nbs/98_mutate.ipynb #335d7204
+HOUSE_TESTS = ("tests/test_runs_schemas.py",)  # holds the defaults of all classes against the configuration
+
+
 class Workbench:
     "A copy of the project in a temporary folder, where faults are planted, and a process there that runs its tests."
     patience = 10.0  # seconds: a fault may take three times as long as no fault, and so much more
@@ -144,7 +147,7 @@ class Workbench:
                 shutil.copy(root / name, folder / name)
         # by the hash of the source: a fault of the same length, planted within the same second, is not overlooked
         compileall.compile_dir(folder / PACKAGE, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
-        self.unharmed: dict[str, dict] = {}  # test file and module -> what its tests report without a fault
+        self.unharmed: dict[tuple[str, str], dict] = {}  # module, test file -> its report without a fault
 
     def __enter__(self) -> "Workbench":
         start = f"from {PACKAGE}.tools.mutate import serve; serve()"
@@ -171,18 +174,18 @@ class Workbench:
                           log=str(self.folder / "log.txt"))
         return {"status": status, **(json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {})}
 
-    def without_fault(self, module: str) -> dict:
-        "What the tests of a module report without a fault: they pass, and say which lines they run."
-        if module not in self.unharmed:
-            tests, started = test_file(module), time.monotonic()
+    def without_fault(self, module: str, tests: str) -> dict:
+        "What tests of a module report without a fault: they pass, and say which lines of it they run."
+        if (module, tests) not in self.unharmed:
+            started = time.monotonic()
             require((self.folder / tests).is_file(), f"{module}, which has no {tests}", "a module with tests")
             report = self.run(tests, source=str(self.folder / PACKAGE / module))
             log = (self.folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()
             require(report["status"] == 0, f"{tests}, which fails without a fault ({log[-1] if log else 'no output'})",
                     "tests that pass")
             self.ask(libraries=report["libraries"])  # every later child has them already
-            self.unharmed[module] = {**report, "wall": time.monotonic() - started}
-        return self.unharmed[module]
+            self.unharmed[module, tests] = {**report, "wall": time.monotonic() - started}
+        return self.unharmed[module, tests]
 
     @contextmanager
     def planted(self, fault: Fault) -> Iterator[None]:
@@ -195,18 +198,24 @@ class Workbench:
         finally:
             path.write_text(source, encoding="utf-8")
 
-    def judge(self, fault: Fault) -> dict:  # "noticed", "by" (the first test that failed, or why), "seconds"
-        "Plant one fault, run the tests of its notebook, take it out again."
-        calm = self.without_fault(fault.module)
+    def notice(self, fault: Fault, tests: str) -> str | None:  # the first test that failed, or why; None: all is well
+        "Plant one fault, run a test file, take it out again."
+        calm = self.without_fault(fault.module, tests)
         with_fault = set(range(fault.line, fault.last_line + 1))
         passes_by = lambda test: not with_fault & set(calm["lines"][test])
         order = sorted(calm["seconds"], key=lambda test: (passes_by(test), calm["seconds"][test]))
-        started = time.monotonic()
         with self.planted(fault):
-            report = self.run(test_file(fault.module), order, limit=3 * calm["wall"] + self.patience)
-        status = report["status"]
-        why = report.get("failed") or ("time limit" if status is None else "import or collection")
-        return {"noticed": status != 0, "by": why.partition("::")[2] or why if status != 0 else None,
+            report = self.run(tests, order, limit=3 * calm["wall"] + self.patience)
+        if report["status"] == 0:
+            return None
+        return report.get("failed") or ("time limit" if report["status"] is None else "import or collection")
+
+    def judge(self, fault: Fault) -> dict:  # "noticed", "by" (the first test that failed, or why), "seconds"
+        "Does a test of the fault's notebook notice it, or one of those that hold all modules against something?"
+        started = time.monotonic()
+        files = [test_file(fault.module), *(file for file in HOUSE_TESTS if (self.folder / file).is_file())]
+        found = next(filter(None, (self.notice(fault, tests) for tests in files)), None)
+        return {"noticed": found is not None, "by": found and (found.partition("::")[2] or found),
                 "seconds": round(time.monotonic() - started, 2)}
 
 
