@@ -86,7 +86,7 @@ def bench(tiny_project, tmp_path_factory):
     ("x + 1", "(x - 1)", None)])                            # nobody tests it
 def test_a_fault_is_noticed_by_the_test_that_fails_or_by_nobody(bench, tiny_project, before, after, by, monkeypatch):
     if by == "time limit":
-        monkeypatch.setitem(bench.without_fault("tiny.py", "tests/test_tiny.py"), "wall", 0.5)
+        monkeypatch.setitem(bench.without_fault("tiny.py"), "wall", 0.5)
     kept = contents(tiny_project), contents(bench.folder / PACKAGE / "tools")
     fault = next(f for f in faults_of(TINY, "tiny.py") if (f.before, f.after) == (before, after))
     found = bench.judge(fault)
@@ -96,7 +96,7 @@ def test_a_fault_is_noticed_by_the_test_that_fails_or_by_nobody(bench, tiny_proj
 
 
 def test_the_tests_that_run_the_changed_line_come_first(bench):
-    calm = bench.without_fault("tiny.py", "tests/test_tiny.py")
+    calm = bench.without_fault("tiny.py")
     line_of = lambda text: TINY[:TINY.index(text)].count("\n") + 1
     clip, countdown = (calm["lines"][f"tests/test_tiny.py::test_{name}"] for name in ("clip", "countdown"))
     assert line_of("return max") in clip and line_of("n -= 1") in countdown
@@ -125,9 +125,9 @@ def test_a_run_goes_on_where_it_was_and_tries_survivors_again(tiny_project, tmp_
 def test_tests_that_fail_without_a_fault_say_nothing_about_faults(bench):
     (bench.folder / "tests" / "test_core.py").write_text("def test_nothing(): assert False\n")
     with pytest.raises(UserError, match="tests/test_core.py, which fails without a fault .*1 failed"):
-        bench.without_fault("core.py", "tests/test_core.py")
+        bench.without_fault("core.py")
     with pytest.raises(UserError, match="tools/faults.py, which has no tests/test_tools_faults.py"):
-        bench.without_fault("tools/faults.py", "tests/test_tools_faults.py")
+        bench.without_fault("tools/faults.py")
 
 
 def test_the_draw_follows_from_the_seed(tiny_project):

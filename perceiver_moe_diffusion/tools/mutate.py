@@ -129,10 +129,7 @@ def serve() -> None:
         answers.write(json.dumps({"status": status}) + "\n")
         answers.flush()
 
-# %% ../../nbs/98_mutate.ipynb #335d7204
-HOUSE_TESTS = ("tests/test_runs_schemas.py",)  # holds the defaults of all classes against the configuration
-
-
+# %% ../../nbs/98_mutate.ipynb #debb62f1
 class Workbench:
     "A copy of the project in a temporary folder, where faults are planted, and a process there that runs its tests."
     patience = 10.0  # seconds: a fault may take three times as long as no fault, and so much more
@@ -147,7 +144,7 @@ class Workbench:
                 shutil.copy(root / name, folder / name)
         # by the hash of the source: a fault of the same length, planted within the same second, is not overlooked
         compileall.compile_dir(folder / PACKAGE, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
-        self.unharmed: dict[tuple[str, str], dict] = {}  # module, test file -> its report without a fault
+        self.unharmed: dict[str, dict] = {}  # module -> what its tests report without a fault
 
     def __enter__(self) -> "Workbench":
         start = f"from {PACKAGE}.tools.mutate import serve; serve()"
@@ -174,18 +171,18 @@ class Workbench:
                           log=str(self.folder / "log.txt"))
         return {"status": status, **(json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {})}
 
-    def without_fault(self, module: str, tests: str) -> dict:
-        "What tests of a module report without a fault: they pass, and say which lines of it they run."
-        if (module, tests) not in self.unharmed:
-            started = time.monotonic()
+    def without_fault(self, module: str) -> dict:
+        "What the tests of a module report without a fault: they pass, and say which lines of it they run."
+        if module not in self.unharmed:
+            tests, started = test_file(module), time.monotonic()
             require((self.folder / tests).is_file(), f"{module}, which has no {tests}", "a module with tests")
             report = self.run(tests, source=str(self.folder / PACKAGE / module))
             log = (self.folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()
             require(report["status"] == 0, f"{tests}, which fails without a fault ({log[-1] if log else 'no output'})",
                     "tests that pass")
             self.ask(libraries=report["libraries"])  # every later child has them already
-            self.unharmed[module, tests] = {**report, "wall": time.monotonic() - started}
-        return self.unharmed[module, tests]
+            self.unharmed[module] = {**report, "wall": time.monotonic() - started}
+        return self.unharmed[module]
 
     @contextmanager
     def planted(self, fault: Fault) -> Iterator[None]:
@@ -198,23 +195,22 @@ class Workbench:
         finally:
             path.write_text(source, encoding="utf-8")
 
-    def notice(self, fault: Fault, tests: str) -> str | None:  # the first test that failed, or why; None: all is well
-        "Plant one fault, run a test file, take it out again."
-        calm = self.without_fault(fault.module, tests)
+    def notice(self, fault: Fault) -> str | None:  # the first test that failed, or why; None: all is well
+        "Plant one fault, run the tests of its notebook, take it out again."
+        calm = self.without_fault(fault.module)
         with_fault = set(range(fault.line, fault.last_line + 1))
         passes_by = lambda test: not with_fault & set(calm["lines"][test])
         order = sorted(calm["seconds"], key=lambda test: (passes_by(test), calm["seconds"][test]))
         with self.planted(fault):
-            report = self.run(tests, order, limit=3 * calm["wall"] + self.patience)
+            report = self.run(test_file(fault.module), order, limit=3 * calm["wall"] + self.patience)
         if report["status"] == 0:
             return None
         return report.get("failed") or ("time limit" if report["status"] is None else "import or collection")
 
     def judge(self, fault: Fault) -> dict:  # "noticed", "by" (the first test that failed, or why), "seconds"
-        "Does a test of the fault's notebook notice it, or one of those that hold all modules against something?"
+        "Do the tests of the fault's notebook notice it?"
         started = time.monotonic()
-        files = [test_file(fault.module), *(file for file in HOUSE_TESTS if (self.folder / file).is_file())]
-        found = next(filter(None, (self.notice(fault, tests) for tests in files)), None)
+        found = self.notice(fault)
         return {"noticed": found is not None, "by": found and (found.partition("::")[2] or found),
                 "seconds": round(time.monotonic() - started, 2)}
 
