@@ -163,8 +163,8 @@ def test_five_faults_of_a_module_of_the_project(capsys):
 EQUIVALENT = {
     ("models/adapters.py", "self.stem(image).flatten(2).transpose(1, 2)",
      "(self.stem(image).flatten(2).transpose(2, 1))"): "to swap axes 1 and 2 is to swap axes 2 and 1",
-    ("models/flops.py", "kwargs or {}", "(kwargs)"): "PyTorch hands over a dictionary, if an empty one; `None` is what the "
-                                                     "signature allows for",
+    ("models/flops.py", "kwargs or {}", "(kwargs)"):
+        "PyTorch always hands over a dictionary, if an empty one; `None` is what the signature allows for",
     ("diffusion/sampling.py", "torch.full((len(x),), t_next, device=x.device)", "(torch.full((len(x),), t_next))"):
         "`rates` reads its table where t is, and brings what it finds to where the image is: the same numbers",
     ("evaluation/metrics.py", "torch.random.fork_rng(devices=[])", "(torch.random.fork_rng())"):
