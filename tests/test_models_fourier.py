@@ -90,6 +90,12 @@ def test_a_wrong_band_or_rate_is_explained(num_bands, max_freq, message):
         fourier_encode(grid_positions((4, 4)), num_bands, max_freq)
 
 
+def test_the_waves_are_where_the_positions_are():
+    "The meta device has shapes and no values, and is on every machine: what mixes devices fails there too."
+    waves = fourier_encode(torch.empty(5, 2, device="meta", dtype=torch.float64), num_bands=3, max_freq=8)
+    assert waves.is_meta and waves.dtype == torch.float64 and waves.shape == (5, 14)
+
+
 def test_the_similarity_of_two_waves_depends_on_their_distance_alone():
     waves = fourier_encode(grid_positions((20,)).double(), 7, 20)[:, 1:]
     gram = waves @ waves.T
