@@ -8,10 +8,11 @@ import scipy.linalg
 import torch
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import random_examples
+from perceiver_moe_diffusion.data.batches import StepLoader, random_examples
 from perceiver_moe_diffusion.data.images import ImageSet, digits
 from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.evaluation.metrics import (
+    CLASSIFIER_STEPS,
     FeatureSet,
     SmallCNN,
     accuracy_figures,
@@ -79,6 +80,24 @@ def test_mistakes_with_the_judge_are_named():
         SmallCNN((1, 3, 8), 10)
     with pytest.raises(UserError, match="steps=0"):
         train_classifier(DataModule(digits), steps=0)
+
+
+def test_the_judge_is_trained_as_for_every_record():
+    import inspect
+
+    seen = []
+
+    def loader(data, index, batch_size, seed):
+        seen.append((len(index), batch_size, seed))
+        return StepLoader(data, index, batch_size, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(train_classifier.__globals__, "StepLoader", loader)
+        train_classifier(DataModule(digits), steps=1, seed=3)
+        train_classifier(DataModule(digits, shots=5, batch_size=50), steps=1)
+    assert [size for _, size, _ in seen] == [128, 50], "128 images, or all that there are"
+    assert [seed for _, _, seed in seen] == [3, 0] and seen[1][0] == 50
+    assert CLASSIFIER_STEPS == inspect.signature(train_classifier).parameters["steps"].default == 800
 
 
 def repeated_means(repeats, n=60):
