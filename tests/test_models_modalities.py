@@ -204,3 +204,11 @@ def test_image_and_text_need_an_image_and_a_text(shape):
 def test_what_is_shown_is_a_modality_that_there_is(shown):
     with pytest.raises(UserError, match=r"shown=\[.*one or more of image, text"):
         ImageAndText({"image": (1, 4, 6), "text": (6,)}, shown=shown)
+
+
+@pytest.mark.parametrize("shown", [["image"], ["text"], ["image", "text"]])
+def test_what_is_shown_is_where_the_inputs_are(shown):
+    both = ImageAndText({"image": (1, 4, 6), "text": (6,)}, partial(ImagePreprocessor, patch_size=2), 16, shown)
+    both, like = both.to("meta"), {"device": "meta"}
+    tokens, mask = both({"image": torch.empty(3, 1, 4, 6, **like), "text": torch.empty(3, 6, dtype=torch.long, **like)})
+    assert tokens.is_meta and mask.is_meta and mask.shape == (3, 12)

@@ -357,6 +357,10 @@ def test_the_bias_follows_the_load_by_sign_and_counts_only_training():
     assert router.load.tolist() == [0, 0]
 
 
+def test_a_router_stores_its_bias_and_not_the_load_since_the_last_step():
+    assert set(BiasBalancedRouter(4, 3).state_dict()) == {"gate.weight", "bias"}
+
+
 def naive_rows(moe, rows, top_k):
     "The loop: one row and one expert at a time; with k = 1 the weight is the probability among all."
     out = torch.zeros_like(rows)

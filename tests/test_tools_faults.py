@@ -70,6 +70,11 @@ def test_a_fault_knows_its_place_also_behind_letters_of_more_than_one_byte():
     assert plant(source, subtraction) == source.replace("x - 1", "(x + 1)")
 
 
+def test_faults_that_look_the_same_are_numbered():
+    found = [(fault.start, fault.nth) for fault in faults_of("y = 3 * (1 + 3)") if fault.after == "(4)"]
+    assert found == [(4, 0), (13, 1)]
+
+
 def test_every_fault_of_a_module_can_be_compiled_and_changes_it():
     source = Path(plant.__code__.co_filename).read_text(encoding="utf-8")
     tree, faults = ast.dump(ast.parse(source)), faults_of(source)

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/97_faults.ipynb #493f0bdb
+# %% ../../nbs/97_faults.ipynb #1d137f07
 import ast
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-# %% ../../nbs/97_faults.ipynb #5b5db14d
+# %% ../../nbs/97_faults.ipynb #de745d07
 class Fault(NamedTuple):
     "A planted fault (mutant): where it stands, and what it changes."
     module: str     # path in the package, e.g. "models/moe.py"
@@ -24,6 +25,7 @@ class Fault(NamedTuple):
     after: str
     start: int      # place in the bytes of the file
     end: int
+    nth: int = 0    # of the faults of this function that look the same
 
 
 Change = tuple[str, ast.expr | ast.stmt, str]  # kind, the node that is replaced, and by what
@@ -193,7 +195,7 @@ CHANGES: dict[type, Callable[[Any], Iterator[Change]]] = {
     ast.Assign: change_names,
 }
 
-# %% ../../nbs/97_faults.ipynb #2e0f33a2
+# %% ../../nbs/97_faults.ipynb #5d1676fd
 UNTOUCHED = (ast.Import, ast.ImportFrom, ast.JoinedStr, ast.Raise, ast.Assert, ast.pattern)
 
 
@@ -248,7 +250,13 @@ def faults_of(
             before = " ".join(data[start:end].decode().split())
             fault = Fault(module, old.lineno, last_line, where, kind, before, after, start, end)
             found.setdefault((start, end, after), fault)
-    return sorted(found.values(), key=lambda fault: (fault.start, fault.end, fault.kind, fault.after))
+    faults = sorted(found.values(), key=lambda fault: (fault.start, fault.end, fault.kind, fault.after))
+    seen: Counter[tuple] = Counter()
+    for i, fault in enumerate(faults):
+        looks = (fault.where, fault.kind, fault.before, fault.after)
+        faults[i] = fault._replace(nth=seen[looks])
+        seen[looks] += 1
+    return faults
 
 
 def plant(source: str, fault: Fault) -> str:

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/98_mutate.ipynb #b7da0799
+# %% ../../nbs/98_mutate.ipynb #150e8538
 import compileall
+import hashlib
 import importlib
 import json
 import os
 import py_compile
-import random
 import shutil
 import signal
 import subprocess
@@ -219,7 +219,7 @@ def test_file(module: str) -> str:  # e.g. "tests/test_models_moe.py"
     "The test file of a module, made from its notebook."
     return f"tests/test_{module.removesuffix('.py').replace('/', '_')}.py"
 
-# %% ../../nbs/98_mutate.ipynb #ba209164
+# %% ../../nbs/98_mutate.ipynb #0b3414ff
 JUDGED_ROOMS = ("models", "diffusion", "training", "evaluation")
 
 
@@ -238,14 +238,23 @@ def modules_of(root: Path, names: Sequence[str]) -> list[str]:  # paths in the p
 
 
 def draw_faults(root: Path, modules: Sequence[str], count: int, seed: int) -> tuple[list[Fault], int]:
-    "A sample of all faults of these modules, in the order of the text; and how many faults there are."
+    """A sample of all faults of these modules, in the order of the text; and how many faults there are.
+
+    Those with the smallest hashes: where a module changes a little, the sample does, too.
+    """
     faults = [fault for module in modules
               for fault in faults_of((root / PACKAGE / module).read_text(encoding="utf-8"), module)]
-    drawn = random.Random(seed).sample(range(len(faults)), min(count, len(faults)))
+    by_hash = lambda i: hashlib.sha256(f"{seed} {name_of_fault(row_of(faults[i]))}".encode()).digest()
+    drawn = sorted(range(len(faults)), key=by_hash)[:count]
     return [faults[i] for i in sorted(drawn)], len(faults)
 
 
-SHOWN = ("module", "line", "where", "kind", "before", "after")
+SHOWN = ("module", "line", "where", "kind", "before", "after", "nth")
+
+
+def name_of_fault(row: dict) -> tuple:
+    "What a fault is told by, wherever its line is by now."
+    return tuple(row[name] for name in SHOWN if name != "line")
 
 
 def row_of(fault: Fault) -> dict:
@@ -268,9 +277,9 @@ def mutate(
 ) -> list[dict]:              # a row for each fault
     "Mutation testing: plant faults one by one in a copy, run the tests of their notebook, see what is noticed."
     drawn, of = draw_faults(root, modules_of(root, names), count, seed)
-    known = {tuple(row[name] for name in SHOWN): row for row in earlier_rows(out)}
+    known = {name_of_fault(row): row for row in earlier_rows(out)}
     command = f"pmd-dev mutate {' '.join(names)} count={count} seed={seed}"
-    rows = [known.get(tuple(row_of(fault).values()), row_of(fault)) for fault in drawn]
+    rows = [{**known.get(name_of_fault(row_of(fault)), {}), **row_of(fault)} for fault in drawn]
     with tempfile.TemporaryDirectory() as folder, Workbench(root, Path(folder).resolve()) as bench:
         for i, fault in enumerate(drawn):
             if rows[i].get("noticed"):
