@@ -51,6 +51,18 @@ def test_zero_terminal_snr_by_hand():
     assert_close(zero_terminal_snr(table), torch.tensor([0.81, 0.675**2, 0.0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("T", [10, 1000])
+def test_the_tables_are_their_formulas_in_double_precision(T):
+    rise = [i / (T - 1) for i in range(T)]
+    betas = {linear: [1000 / T * (1e-4 + (0.02 - 1e-4) * r) for r in rise],
+             sigmoid: [1000 / T * (1e-4 + (0.02 - 1e-4) / (1 + math.exp(6 - 12 * r))) for r in rise]}
+    level = [math.cos((i / T + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(T + 1)]
+    betas[cosine] = [1 - after / before for before, after in zip(level, level[1:])]
+    for schedule, beta in betas.items():
+        expected = torch.tensor([1 - min(b, 0.999) for b in beta], dtype=torch.float64).cumprod(0)
+        assert_close(schedule(T), expected, rtol=1e-9, atol=1e-13)
+
+
 @pytest.mark.parametrize("prediction_type", list(PredictionType))
 @pytest.mark.parametrize("alpha_bar", [0.9999, 0.5, 0.001])
 def test_an_answer_turns_back_into_image_and_noise(prediction_type, alpha_bar):

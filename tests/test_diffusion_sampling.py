@@ -519,3 +519,10 @@ def test_before_the_last_step_the_known_pixels_are_as_noisy_as_the_step_and_the_
         assert torch.equal(painted[..., 2:], x[..., 2:])
         noised = math.sqrt(alpha_bar) * known + math.sqrt(1 - alpha_bar) * noise
         assert_close(painted[..., :2], noised[..., :2])
+
+
+def test_whatever_inpainting_makes_is_where_the_picture_is():
+    "A tensor that is made without a word about its device lands on the default one, here one without values."
+    hook = inpaint(X.clone(), X > 0, Diffusion(100), lambda: X)
+    with torch.device("meta"):
+        assert hook(X, 40).device.type == "cpu"

@@ -299,4 +299,5 @@ def test_pixels_are_folded_from_16_on_along_the_shorter_side(height, width, patc
 
 def test_the_stem_has_a_residual_at_each_width_but_the_first():
     stem = ConvPreprocessor((1, 16, 16), channels=(8, 16, 24)).stem
-    assert [type(part).__name__ for part in stem] == ["Sequential", "MaxPool2d"] + 2 * ["Sequential", "MaxPool2d", "Residual"]
+    parts = [type(part).__name__ for part in stem]
+    assert parts == ["Sequential", "MaxPool2d"] + 2 * ["Sequential", "MaxPool2d", "Residual"]

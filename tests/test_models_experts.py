@@ -127,6 +127,18 @@ def test_the_reset_gate_acts_after_the_matrix():
     assert_close(expert(x[0], torch.arange(3), x), expert.out(torch.stack(states)))
 
 
+@pytest.mark.parametrize("kind", [AttentionExpert, RecurrentExpert])
+def test_whatever_an_expert_makes_is_where_its_rows_are(kind):
+    "A tensor that is made without a word about its device lands on the default one, here one without values."
+    torch.manual_seed(0)
+    expert, sequence = kind(8), torch.randn(2, 4, 8)
+    where = torch.tensor([0, 3, 4, 6])
+    rows = sequence.flatten(0, 1)[where]
+    expected = expert(rows, where, sequence)
+    with torch.device("meta"):
+        assert_close(expert(rows, where, sequence), expected)
+
+
 KINDS = (ConvExpert, AttentionExpert, RecurrentExpert, MLPExpert)
 
 
