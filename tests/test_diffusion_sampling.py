@@ -526,3 +526,11 @@ def test_whatever_inpainting_makes_is_where_the_picture_is():
     hook = inpaint(X.clone(), X > 0, Diffusion(100), lambda: X)
     with torch.device("meta"):
         assert hook(X, 40).device.type == "cpu"
+
+
+def test_a_scale_is_at_most_1000_and_a_list_of_scales_has_one():
+    DDIM(guidance_scale=1000).check()
+    for scale, told in ((1000.5, "1000.5"), (-0.1, "-0.1"), ([], "a number, or a list of numbers"),
+                        (torch.zeros(0), "a number, or a list of numbers")):
+        with pytest.raises(UserError, match=told):
+            DDIM(guidance_scale=scale).check()

