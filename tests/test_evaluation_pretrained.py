@@ -26,6 +26,7 @@ from perceiver_moe_diffusion.pipelines.files import (
     load_pipeline,
     pretrained_folder,
     pretrained_folders,
+    read_config,
     read_weights,
 )
 from perceiver_moe_diffusion.tools.testing import Elsewhere
@@ -120,15 +121,18 @@ def test_numbers_of_full_precision_are_halved_and_all_others_are_kept(tmp_path):
     weights = {"w": torch.tensor([1.0, 1 / 3]), "load": torch.tensor([70_000]), "open": torch.tensor([True, False]),
                "half": torch.tensor([0.5]).half()}
     save_file(weights, run / "model.safetensors")
-    for name in ("config.json", "config.yaml"):
-        (run / name).write_text(name)
+    about = read_config(pretrained_folder("digits") / "config.json") | {"sha256": {}}
+    (run / "config.json").write_text(json.dumps(about))
+    (run / "config.yaml").write_text("seed: 0")
     copy_at_half_precision(run, target)
     copied = read_weights(target / "model.safetensors")
     assert copied.keys() == weights.keys() and copied["w"].dtype == torch.float16
     assert torch.equal(copied["w"], weights["w"].half())
     assert all(torch.equal(copied[name], weights[name]) for name in ("load", "open", "half"))
     assert all(copied[name].dtype == weights[name].dtype for name in ("load", "open", "half"))
-    assert [(target / name).read_text() for name in ("config.json", "config.yaml")] == ["config.json", "config.yaml"]
+    kept = json.loads((target / "config.json").read_text())
+    assert {**kept, "sha256": {}} == about and list(kept["sha256"]) == ["model.safetensors"]
+    assert (target / "config.yaml").read_text() == "seed: 0"
 
 
 def test_a_model_is_shipped_into_a_new_folder_or_over_what_was_there(shipped, tmp_path):
