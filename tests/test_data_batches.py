@@ -198,6 +198,17 @@ def test_a_batch_that_the_processes_cannot_share_is_explained():
         next(iter(StepLoader(blank_set(100), torch.arange(50), 9, seed=0, process=lambda: (0, 2))))
 
 
+@pytest.mark.parametrize("processes", [1, 4])
+def test_augmented_images_and_their_labels_stay_together(processes):
+    data = blank_set(400)
+    mirror = lambda images: images.flip(3)  # an image still tells its number
+    loader = StepLoader(data, torch.arange(400), 64, seed=0, augment=mirror)
+    for step, rank in ((0, 0), (5, processes - 1)):
+        batch = loader.batch(step, rank, processes)
+        assert len(batch.label) == 64 // processes
+        assert data.labels[image_numbers(batch)].tolist() == batch.label.tolist()
+
+
 def test_an_augmented_image_is_a_window_of_the_padded_one_mirrored_or_not():
     images = digits().inputs(slice(0, 40))
     torch.manual_seed(0)

@@ -46,6 +46,23 @@ def test_every_schedule_falls_from_almost_1_to_almost_0_whatever_t(schedule, T):
     assert (table.diff() < 0).all() and 0.9 < table[0] < 1 and 0 < table[-1] < 2e-3
 
 
+def test_zero_terminal_snr_by_hand():
+    table = torch.tensor([0.81, 0.49, 0.01])  # √ᾱ is 0.9, 0.7, 0.1; less the last: 0.8, 0.6, 0; times 0.9 / 0.8
+    assert_close(zero_terminal_snr(table), torch.tensor([0.81, 0.675**2, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("T", [10, 1000])
+def test_the_tables_are_their_formulas_in_double_precision(T):
+    rise = [i / (T - 1) for i in range(T)]
+    betas = {linear: [1000 / T * (1e-4 + (0.02 - 1e-4) * r) for r in rise],
+             sigmoid: [1000 / T * (1e-4 + (0.02 - 1e-4) / (1 + math.exp(6 - 12 * r))) for r in rise]}
+    level = [math.cos((i / T + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(T + 1)]
+    betas[cosine] = [1 - after / before for before, after in zip(level, level[1:])]
+    for schedule, beta in betas.items():
+        expected = torch.tensor([1 - min(b, 0.999) for b in beta], dtype=torch.float64).cumprod(0)
+        assert_close(schedule(T), expected, rtol=1e-9, atol=1e-13)
+
+
 @pytest.mark.parametrize("prediction_type", list(PredictionType))
 @pytest.mark.parametrize("alpha_bar", [0.9999, 0.5, 0.001])
 def test_an_answer_turns_back_into_image_and_noise(prediction_type, alpha_bar):
@@ -143,6 +160,24 @@ def test_two_processes_share_one_draw():
     halves = [draw.share(rank, 2) for rank in (0, 1)]
     for whole, *parts in zip(draw, *halves):
         assert torch.equal(whole, torch.cat(parts))
+
+
+def test_all_random_numbers_of_a_loss_come_from_its_generator():
+    draws = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        draws.append(Diffusion(label_dropout=0.5).sample_noise(64, (1, 2, 2), torch.Generator().manual_seed(3)))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(*parts) for parts in zip(*draws))
+
+
+@pytest.mark.parametrize("size", [1, 100, 128])
+def test_the_largest_random_number_still_gives_a_timestep(size, monkeypatch):
+    "127 + 0.99999994 is 128 in float32: rounded, the last of the batch would stand one past the end of the table."
+    largest = lambda *shape, generator=None: torch.full([] if shape == ((),) else shape, 1 - 2**-24)
+    monkeypatch.setattr(torch, "rand", largest)
+    assert Diffusion(1000).sample_noise(size, (1,), torch.Generator().manual_seed(0)).t.max() == 999
 
 
 @pytest.mark.parametrize("options, message", [
@@ -243,3 +278,39 @@ def test_half_a_bin_depends_on_the_number_of_grey_levels():
     assert abs((many.mean() - few.mean()) - math.log2(255 / 16)) < 0.6, (
         "16 times coarser bins are log2(16) = 4 bits cheaper"
     )
+
+
+def bound_by_hand(model, diffusion, x0, levels, fixed_large, generator):
+    "Ho et al. 2020, eq. 5, 7 and 13, with the normal distributions of PyTorch."
+    from torch.distributions import Normal, kl_divergence
+
+    after = diffusion.alpha_bar
+    before = torch.cat([torch.ones(1, dtype=torch.float64), after[:-1]])
+    beta, half = 1 - after / before, 1 / (levels - 1)
+    posterior_beta = (1 - before) / (1 - after) * beta
+    nats = kl_divergence(Normal(after[-1].sqrt() * x0, (1 - after[-1]).sqrt()), Normal(0.0, 1.0))
+    for t in range(len(after)):
+        x_t = after[t].sqrt() * x0 + (1 - after[t]).sqrt() * torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+        from_x0, from_x_t = before[t].sqrt() * beta[t], (after[t] / before[t]).sqrt() * (1 - before[t])
+        mean = lambda x, t=t, x_t=x_t, p=from_x0, q=from_x_t: (p * x + q * x_t) / (1 - after[t])
+        guess = mean(model(x_t, torch.full((len(x0),), t), None))  # the model predicts x0
+        if t == 0:
+            p = Normal(guess, posterior_beta[1].sqrt())  # there is no posterior's variance at t = 0
+            upper = torch.where(x0 >= 1 - half, 1, p.cdf(x0 + half))
+            nats = nats - (upper - torch.where(x0 <= -1 + half, 0, p.cdf(x0 - half))).clamp(min=1e-12).log()
+        else:
+            variance = beta[t] if fixed_large else posterior_beta[t]
+            nats = nats + kl_divergence(Normal(mean(x0), posterior_beta[t].sqrt()), Normal(guess, variance.sqrt()))
+    return nats.mean((1, 2, 3)) / math.log(2)
+
+
+@pytest.mark.parametrize("fixed_large", [False, True])
+@pytest.mark.parametrize("schedule, T, levels", [(cosine, 5, 256), (linear, 30, 16), (cosine, 2, 2)])
+def test_the_bound_is_its_formula(fixed_large, schedule, T, levels):
+    diffusion = Diffusion(T, schedule, prediction_type="x0")
+    grey = torch.randint(levels, (3, 1, 4, 4), generator=torch.Generator().manual_seed(1))  # black and white as well
+    x0 = grey.double() * 2 / (levels - 1) - 1
+    model, generator = GaussianDenoiser(diffusion), lambda: torch.Generator().manual_seed(0)
+    label = torch.zeros(3, dtype=torch.long)
+    found = bits_per_dim(model, diffusion, x0, label, levels, fixed_large, False, generator())
+    assert_close(found, bound_by_hand(model, diffusion, x0, levels, fixed_large, generator()))

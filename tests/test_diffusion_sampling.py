@@ -249,6 +249,17 @@ def test_ddpm_equals_diffusers_with_the_same_noise(monkeypatch):
                  atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_ddim_between_eta_0_and_1_equals_diffusers_with_the_same_noise(eta):
+    from diffusers import DDIMScheduler
+
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(7))
+    peer = DDIMScheduler(beta_schedule="linear", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+    drawn = ours(DDIM(20, 1.0, clip=False, eta=eta), noise=lambda: noise)
+    # the same noise at each step pushes some pixels far out, where float32 is coarse
+    assert_close(drawn, theirs(peer, 20, eta=eta, variance_noise=noise), atol=5e-4, rtol=1e-4)
+
+
 class GaussianModel:
     "The exact denoiser for data from N(0.3, 0.5²)."
     null_label = 0
@@ -385,6 +396,30 @@ def test_progress_is_told_every_step_and_changes_nothing():
     assert torch.equal(plain, told) and seen == [t for t, _ in trailing_step_pairs(100, 8)]
 
 
+def test_outside_its_interval_the_model_is_asked_with_its_label_and_inside_it_is_guided():
+    model, diffusion = Toy(), Diffusion(100)
+    inside = 0
+    for step in DDIM(10, 3.0, guidance_interval=[0.3, 2.0], clip=False).iterate(model, diffusion, LABEL, X):
+        alpha_bar = step.alpha_bar
+        guided = 0.3 <= math.sqrt((1 - alpha_bar) / alpha_bar) <= 2.0
+        inside += guided
+        t = torch.full((5,), step.t)
+        cond, uncond = model(step.x, t, LABEL), model(step.x, t, torch.full_like(LABEL, 10))
+        y = uncond + 3 * (cond - uncond) if guided else cond
+        assert_close(step.x0, math.sqrt(alpha_bar) * step.x - math.sqrt(1 - alpha_bar) * y)  # x0 of a predicted v
+    assert 0 < inside < 10
+
+
+@pytest.mark.parametrize("T", [100, 1000])
+def test_the_ends_of_the_interval_are_measured_in_sigma(T):
+    model, diffusion, steps = Toy(), Diffusion(T), [t for t, _ in trailing_step_pairs(T, 10)]
+    for chosen in steps:
+        sigma = math.sqrt((1 - diffusion.alpha_bar[chosen]) / diffusion.alpha_bar[chosen])
+        sampler, model.calls = DDIM(10, 3.0, guidance_interval=[0.999 * sigma, 1.001 * sigma]), []
+        list(sampler.iterate(model, diffusion, LABEL, X))
+        assert model.calls == [10 if t == chosen else 5 for t in steps], "guided at this step, and at no other"
+
+
 @pytest.mark.parametrize("sampler, message", [
     (DDIM(8, float("nan")), "guidance_scale=nan"), (DDIM(8, -1.0), "guidance_scale=-1.0"),
     (DDIM(8, float("inf")), "guidance_scale=inf"), (DDIM(8, guidance_rescale=2), "guidance_rescale=2"),
@@ -470,3 +505,32 @@ def test_starting_from_an_image_takes_a_share_of_the_steps():
         return (drawn - image).abs().mean()
 
     assert far(0.05) < 0.15 < far(1.0)
+
+
+def test_before_the_last_step_the_known_pixels_are_as_noisy_as_the_step_and_the_others_are_left_alone():
+    diffusion, known, x = Diffusion(100), torch.rand(5, 1, 4, 4) * 2 - 1, X.clone()
+    keep = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    keep[..., :2] = True
+    noise = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    hook = inpaint(known, keep, diffusion, lambda: noise)
+    for t_next in (99, 40, 0):
+        alpha_bar = float(diffusion.alpha_bar[t_next])
+        painted = hook(x, t_next)
+        assert torch.equal(painted[..., 2:], x[..., 2:])
+        noised = math.sqrt(alpha_bar) * known + math.sqrt(1 - alpha_bar) * noise
+        assert_close(painted[..., :2], noised[..., :2])
+
+
+def test_whatever_inpainting_makes_is_where_the_picture_is():
+    "A tensor that is made without a word about its device lands on the default one, here one without values."
+    hook = inpaint(X.clone(), X > 0, Diffusion(100), lambda: X)
+    with torch.device("meta"):
+        assert hook(X, 40).device.type == "cpu"
+
+
+def test_a_scale_is_at_most_1000_and_a_list_of_scales_has_one():
+    DDIM(guidance_scale=1000).check()
+    for scale, told in ((1000.5, "1000.5"), (-0.1, "-0.1"), ([], "a number, or a list of numbers"),
+                        (torch.zeros(0), "a number, or a list of numbers")):
+        with pytest.raises(UserError, match=told):
+            DDIM(guidance_scale=scale).check()

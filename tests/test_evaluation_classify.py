@@ -13,6 +13,7 @@ from perceiver_moe_diffusion.evaluation.classify import (
     confusion,
     moe_layers,
     routings_of,
+    save_classifier_pictures,
     show_confusion,
     show_predictions,
 )
@@ -47,6 +48,53 @@ def test_predictions_are_marked_where_they_are_wrong():
     probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     figure = show_predictions(torch.zeros(3, 1, 4, 4), torch.tensor([0, 1, 1]), probs, ["cat", "dog"], columns=2)
     assert [axes.get_title() for axes in figure.axes] == ["cat\n90 %", "dog\n80 %", "× cat\n60 %", ""]
+
+
+@pytest.mark.parametrize("names, width, height, rotation", [
+    (["a", "b"], 4.0, 3.2, 0), ([str(i) for i in range(10)], 6.0, 5.2, 0), (["cat", "dog", "owl"], 4.0, 3.2, 45)])
+def test_the_picture_of_a_confusion_matrix_grows_with_its_classes_and_long_names_are_slanted(
+    names, width, height, rotation
+):
+    figure = show_confusion(torch.eye(len(names), dtype=torch.long), names)
+    axes = figure.axes[0]
+    assert figure.get_size_inches().tolist() == pytest.approx([width, height])
+    assert axes.images[0].get_clim() == (0, 1), "the colours mean the same in every picture"
+    assert axes.images[0].get_cmap().name == "cividis", "light where the numbers are black, also without colour vision"
+    assert [label.get_text() for label in axes.get_xticklabels()] == names
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {rotation}
+    assert {label.get_ha() for label in axes.get_xticklabels()} == {"right" if rotation else "center"}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("taken for", "is")
+
+
+def test_shares_are_rounded_and_can_be_read_on_their_colour():
+    counts = torch.tensor([[996, 4, 0], [400, 600, 0], [5, 405, 590]])
+    axes = show_confusion(counts, ["a", "b", "c"]).axes[0]
+    found = {(int(y), int(x)): (text.get_text(), text.get_color())
+             for text in axes.texts for x, y in [text.get_position()]}
+    assert found == {(0, 0): ("100", "black"), (1, 0): ("40", "white"), (1, 1): ("60", "black"),
+                     (2, 0): ("0", "white"), (2, 1): ("40", "white"), (2, 2): ("59", "white")}
+
+
+def test_predictions_stand_in_rows_without_axes_and_what_is_wrong_is_red():
+    probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    figure = show_predictions(torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]), probs, ["cat", "dog"], columns=2)
+    assert [axes.axison for axes in figure.axes] == [False] * 4
+    assert [len(axes.images) for axes in figure.axes] == [1, 1, 1, 0]
+    assert [axes.title.get_color() for axes in figure.axes[:3]] == ["black", "black", "#D55E00"]
+    assert figure.get_size_inches().tolist() == pytest.approx([1.9, 2.9])
+
+
+@pytest.mark.parametrize("images, shown", [(40, 32), (32, 32), (5, 5)])
+def test_the_picture_of_predictions_shows_the_first_32_images(tmp_path, monkeypatch, images, shown):
+    drawn = []
+    monkeypatch.setitem(save_classifier_pictures.__globals__, "show_predictions",
+                        lambda *given: drawn.append(given) or show_predictions(*given))
+    inputs, labels = digits().inputs(slice(0, images)), digits().labels[:images]
+    probs = torch.rand(images, 10, generator=torch.Generator().manual_seed(0))
+    save_classifier_pictures(tmp_path, inputs, labels, probs, [str(i) for i in range(10)], torch.ones(1, 1), ["dense"])
+    (given,) = drawn
+    for whole, part in zip((inputs, labels, probs), given):
+        assert torch.equal(part, whole[:shown])
 
 
 TINY = ["experiment=perceiver_cifar10", "data=digits", "data/augment=none", "model.dim=32", "model.depth=1",
@@ -128,6 +176,20 @@ def test_a_classifier_on_a_gpu_is_evaluated(tmp_path):
     here = classify(pipeline, data)
     there = classify(pipeline.to("cuda"), data, folder=tmp_path)
     assert there["accuracy"] == pytest.approx(here["accuracy"], abs=0.01) and there["flops"] == here["flops"]
+
+
+@pytest.mark.parametrize("core, names", [({}, ["dense"]), ({"feed_forward": lambda dim: build_moe(dim, 4, 2)},
+                                                          ["stages.0.blocks.0", "decoder"])])
+def test_the_picture_of_the_load_names_the_layers(core, names, tmp_path, monkeypatch):
+    from perceiver_moe_diffusion.figures import show_load
+
+    drawn = []
+    monkeypatch.setitem(save_classifier_pictures.__globals__, "show_load",
+                        lambda load, names: drawn.append(show_load(load, names)) or drawn[-1])
+    results = classify(small(**core), DataModule(digits), folder=tmp_path)
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == names
+    assert [[bar.get_height() for bar in axes.patches] for axes in figure.axes] == results["expert_load"]
 
 
 def test_the_reference_has_the_size_that_its_source_reports_and_ours_is_smaller():

@@ -203,6 +203,14 @@ def test_fresh_weights_are_far_from_real_images():
     assert results["fd"] > 3 * results["fd_floor"] and results["coverage"] < results["coverage_floor"]
 
 
+def test_the_defaults_are_those_that_recorded_results_were_measured_with():
+    import inspect
+
+    defaults = {name: p.default for name, p in inspect.signature(evaluate).parameters.items()}
+    assert (defaults["samples_per_class"], defaults["max_fd_images"], defaults["classifier_steps"]) == (100, 2000, 800)
+    assert (defaults["guidance_scale"], defaults["fd_guidance_scale"], defaults["seed"]) == (2.0, 1.0, 0)
+
+
 def test_the_pictures_are_written(tmp_path):
     _, pipeline = tiny()
     save_pictures(tmp_path, pipeline, measured()["expert_load"], scales=(1.0, 2.0))
@@ -227,3 +235,14 @@ def test_a_dense_model_is_measured_and_drawn_too(tmp_path):
     assert results["expert_load"] == [[1.0]] and results["min_expert_load"] == 1.0
     save_pictures(tmp_path, pipeline, results["expert_load"], scales=(1.0,))
     assert (tmp_path / "routing.png").is_file()
+
+
+def test_the_pictures_follow_their_seed(tmp_path):
+    _, pipeline = tiny()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        save_pictures(tmp_path / name, pipeline, measured()["expert_load"], scales=(1.0,), seed=seed)
+    read = lambda name, file: (tmp_path / name / file).read_bytes()
+    for file in ("samples.png", "denoising.png"):
+        assert read("a", file) == read("b", file) != read("c", file)
+    assert read("a", "routing.png") == read("c", "routing.png")

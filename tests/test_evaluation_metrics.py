@@ -8,12 +8,14 @@ import scipy.linalg
 import torch
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import random_examples
+from perceiver_moe_diffusion.data.batches import StepLoader, random_examples
 from perceiver_moe_diffusion.data.images import ImageSet, digits
 from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.evaluation.metrics import (
+    CLASSIFIER_STEPS,
     FeatureSet,
     SmallCNN,
+    accuracy_figures,
     accuracy_table,
     bootstrap_mean,
     density_coverage,
@@ -78,6 +80,24 @@ def test_mistakes_with_the_judge_are_named():
         SmallCNN((1, 3, 8), 10)
     with pytest.raises(UserError, match="steps=0"):
         train_classifier(DataModule(digits), steps=0)
+
+
+def test_the_judge_is_trained_as_for_every_record():
+    import inspect
+
+    seen = []
+
+    def loader(data, index, batch_size, seed):
+        seen.append((len(index), batch_size, seed))
+        return StepLoader(data, index, batch_size, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(train_classifier.__globals__, "StepLoader", loader)
+        train_classifier(DataModule(digits), steps=1, seed=3)
+        train_classifier(DataModule(digits, shots=5, batch_size=50), steps=1)
+    assert [size for _, size, _ in seen] == [128, 50], "128 images, or all that there are"
+    assert [seed for _, _, seed in seen] == [3, 0] and seen[1][0] == 50
+    assert CLASSIFIER_STEPS == inspect.signature(train_classifier).parameters["steps"].default == 800
 
 
 def repeated_means(repeats, n=60):
@@ -213,6 +233,12 @@ def test_an_image_between_two_is_near_but_no_copy():
 def test_a_training_set_of_one_is_refused():
     with pytest.raises(UserError, match="training set of 1 images"):
         nearest_distances(some_images(3, 0), some_images(1, 1))
+
+
+def test_a_copy_is_near_compared_with_the_second_nearest_not_near_as_such():
+    distances = torch.tensor([[0.2, 0.3], [0.2, 0.61], [12.0, 35.0], [12.0, 37.0], [0.0, 0.0]])
+    assert is_copy(distances).tolist() == [False, True, False, True, True]
+    assert is_copy(distances, ratio=0.7).tolist() == [True] * 5
 
 
 def test_diversity_by_hand():
@@ -418,3 +444,19 @@ def test_a_random_part_has_no_image_twice():
     assert sorted(images.flatten(1).sum(dim=1).tolist()) == sorted(data.split("test")[0].flatten(1).sum(dim=1).tolist())
     assert labels.bincount().tolist() == data.split("test")[1].bincount().tolist()
     assert len(random_examples(data, "test", 7, seed=0)[1]) == 7
+
+
+def test_the_figures_of_accuracy_tell_mean_and_interval_of_each_set():
+    def seen(right, n=40):
+        "A set of which so many are what was asked for."
+        labels = torch.arange(n) % 2
+        said = torch.where(torch.arange(n) < right, labels, 1 - labels)
+        return FeatureSet(torch.zeros(n, 1, 8, 8), labels, torch.zeros(n, 64), said)
+
+    guided, conditional, test = seen(30), seen(20), seen(36)
+    found = accuracy_figures(guided, conditional, test, ["zero", "one"])
+    mean = bootstrap_mean(guided.correct)
+    assert found["conditional_accuracy"] == mean.value == 0.75
+    assert found["conditional_accuracy_interval"] == (mean.low, mean.high) and mean.low < 0.75 < mean.high
+    assert found["conditional_accuracy_s1"].value == 0.5 and found["classifier_accuracy_on_test"].value == 0.9
+    assert list(found["conditional_accuracy_by_class"]) == ["zero", "one"]

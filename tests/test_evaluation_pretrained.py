@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from perceiver_moe_diffusion.core import UserError
+from perceiver_moe_diffusion.data.batches import random_examples
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.evaluation.pretrained import (
@@ -25,6 +26,7 @@ from perceiver_moe_diffusion.pipelines.files import (
     load_pipeline,
     pretrained_folder,
     pretrained_folders,
+    read_config,
     read_weights,
 )
 from perceiver_moe_diffusion.tools.testing import Elsewhere
@@ -111,6 +113,70 @@ def test_images_of_another_device_are_looked_at_on_the_cpu():
     there.sample = lambda *labels, **changes: here.sample(*labels, **changes).as_subclass(Elsewhere)
     few = {"samples_per_class": 2, "images": 30}
     assert remeasure(there, judge, **few) == remeasure(here, judge, **few)
+
+
+def test_numbers_of_full_precision_are_halved_and_all_others_are_kept(tmp_path):
+    run, target = tmp_path / "run", tmp_path / "target"
+    run.mkdir(), target.mkdir()
+    weights = {"w": torch.tensor([1.0, 1 / 3]), "load": torch.tensor([70_000]), "open": torch.tensor([True, False]),
+               "half": torch.tensor([0.5]).half()}
+    save_file(weights, run / "model.safetensors")
+    about = read_config(pretrained_folder("digits") / "config.json") | {"sha256": {}}
+    (run / "config.json").write_text(json.dumps(about))
+    (run / "config.yaml").write_text("seed: 0")
+    copy_at_half_precision(run, target)
+    copied = read_weights(target / "model.safetensors")
+    assert copied.keys() == weights.keys() and copied["w"].dtype == torch.float16
+    assert torch.equal(copied["w"], weights["w"].half())
+    assert all(torch.equal(copied[name], weights[name]) for name in ("load", "open", "half"))
+    assert all(copied[name].dtype == weights[name].dtype for name in ("load", "open", "half"))
+    kept = json.loads((target / "config.json").read_text())
+    assert {**kept, "sha256": {}} == about and list(kept["sha256"]) == ["model.safetensors"]
+    assert (target / "config.yaml").read_text() == "seed: 0"
+
+
+def test_a_model_is_shipped_into_a_new_folder_or_over_what_was_there(shipped, tmp_path):
+    source, target = shipped[0], tmp_path / "new" / "box"
+    for name in ("config.json", "config.yaml", "model.safetensors"):
+        shutil.copy(source / name, tmp_path / name)
+    (tmp_path / "metrics.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(UserError, match="classifier steps=0"):  # what comes after the copy
+            export_pretrained(tmp_path, target, DataModule(digits), classifier_steps=0)
+        assert (target / "model.safetensors").is_file()
+
+
+def test_one_seed_and_one_judge_serve_for_all_that_is_measured(shipped, tmp_path, monkeypatch):
+    calls = {}
+    results = {"evaluate": {"fd_images": 20, "guidance_scale": 3.0}, "remeasure": {}, "distance_of_sampler": {}}
+    for name in results:
+        measured = lambda *given, name=name, **more: calls.update({name: (given, more)}) or dict(results[name])
+        monkeypatch.setitem(export_pretrained.__globals__, name, measured)
+    for name in ("config.json", "config.yaml", "model.safetensors"):
+        shutil.copy(shipped[0] / name, tmp_path / name)
+    (tmp_path / "metrics.json").write_text(json.dumps({name: record_of("digits")[name] for name in PROVENANCE_KEYS}))
+    data = DataModule(digits)
+    export_pretrained(tmp_path, tmp_path / "box", data, seed=5, classifier_steps=2)
+    judge = calls["evaluate"][1]["classifier"]
+    assert calls["evaluate"][1]["seed"] == 5 and calls["remeasure"][1] == {**QUICK, "guidance_scale": 3.0, "seed": 5}
+    _, _, of_sampler, labels, real, seed = calls["distance_of_sampler"][0]
+    test, expected = random_examples(data, "test", 20, 5)
+    assert of_sampler is judge and seed == 5 and torch.equal(labels, expected)
+    torch.testing.assert_close(real, judge.features_and_labels(test)[0])
+    kept = load_judge(tmp_path / "box", load_pipeline(tmp_path / "box"))
+    torch.testing.assert_close(kept.test_features, real, atol=1e-6, rtol=1e-6)
+    assert torch.equal(kept.test_labels, labels)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda judge: judge | {"test_labels": judge["test_labels"][:-1].clone()},
+    lambda judge: judge | {"test_features": judge["test_features"] * float("nan")},
+    lambda judge: judge | {"test_features": judge["test_features"].index_fill(0, torch.tensor([3]), float("inf"))}])
+def test_a_judge_whose_features_are_no_numbers_or_too_many_is_refused(shipped, damage, tmp_path):
+    target, _ = shipped
+    save_file(damage(read_weights(target / "judge.safetensors")), tmp_path / "judge.safetensors")
+    with pytest.raises(UserError, match="features that do not fit their labels is not possible; allowed: as many"):
+        load_judge(tmp_path, load_pipeline(target))
 
 
 @pytest.mark.parametrize("name", sorted(pretrained_folders()))

@@ -106,3 +106,27 @@ def test_each_seed_and_each_mean_is_a_dot_and_what_a_setting_lacks_is_left_out()
     dots = [[list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"] for axes in figure.axes]
     assert dots == [[[1.0, 3.0], [2.0], [2.0], [2.0]], [[0.5], [0.5]]], "seeds, mean, seeds, mean; b has no accuracy"
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a 1", "b 2"]
+
+
+def test_an_interval_is_drawn_from_its_low_to_its_high_end_at_the_place_of_its_setting():
+    rows = [{"moe": "a", "fd": fd} for fd in (1.0, 2.0, 4.0)] + [{"moe": "b", "fd": 2.5}]
+    (axes,) = show_comparison(rows, "moe", {"fd": "FD"}).axes
+    mean = means_by(rows, "moe", ["fd"])["a"]["fd"]
+    (bar,) = [line for part in axes.collections for line in part.get_segments()]
+    assert bar.ravel().tolist() == pytest.approx([mean.low, 0, mean.high, 0])
+    assert [set(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"] == [{0}, {0}, {1}, {1}]
+    assert axes.get_ylim() == (1.5, -0.5) and axes.get_yticks().tolist() == [0, 1], "from top to bottom"
+
+
+@pytest.mark.parametrize("settings, columns, size", [(1, 1, [3.9, 1.38]), (2, 1, [3.9, 1.76]), (5, 2, [7.0, 2.9])])
+def test_the_picture_of_a_comparison_grows_with_its_settings_and_its_columns(settings, columns, size):
+    names = {"fd": "FD", "accuracy": "right"}
+    rows = [{"k": k, "fd": seed, "accuracy": seed} for k in range(settings) for seed in (1.0, 2.0)]
+    figure = show_comparison(rows, "k", dict(list(names.items())[:columns]))
+    assert figure.get_size_inches().tolist() == pytest.approx(size)
+
+
+def test_results_are_kept_in_a_new_folder_or_over_what_was_there(tmp_path):
+    run, out = write_run(tmp_path, seconds=1.0), tmp_path / "new" / "results"
+    first = archive_run(run, "a", out)
+    assert archive_run(run, "a", out) == first == read_results("a", out)

@@ -102,3 +102,10 @@ def test_an_upscaler_on_a_gpu_is_evaluated(tmp_path):
     here, there = measured(tiny_pipeline()), measured(tiny_pipeline().to("cuda"), folder=tmp_path)
     assert there["psnr"] == pytest.approx(here["psnr"], abs=0.1) and there["psnr_bicubic"] == here["psnr_bicubic"]
     assert there["flops_per_step"] == here["flops_per_step"]
+
+
+def test_the_defaults_are_those_that_recorded_results_were_measured_with():
+    import inspect
+
+    defaults = {name: p.default for name, p in inspect.signature(upscale_quality).parameters.items()}
+    assert (defaults["max_images"], defaults["classifier_steps"], defaults["seed"]) == (2000, 800, 0)

@@ -158,6 +158,21 @@ def test_a_mask_of_another_kind_or_shape_is_explained(mask):
         layer(x, context, mask)
 
 
+@pytest.mark.parametrize("dtype, is_fused", [(torch.float32, True), (torch.bfloat16, False)])
+def test_in_bfloat16_on_a_cpu_attention_is_computed_without_the_slow_fused_kernel(dtype, is_fused):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            asked.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    attention, asked = Attention(8, 8, 2).to(dtype), []
+    with torch.no_grad(), Record():
+        attention(torch.randn(2, 5, 8).to(dtype))
+    assert any("attention" in name for name in asked) == is_fused and any("addmm" in name for name in asked)
+
+
 def textbook_attention(layer, x, context, mask):
     "softmax(QKᵀ/√d) V, one query of one head at a time; a query with nothing to read reads 0."
     dim, d = x.shape[-1], x.shape[-1] // layer.num_heads

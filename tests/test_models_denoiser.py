@@ -1,4 +1,5 @@
 # Made from nbs/25_denoiser.ipynb by `pmd-dev tests`. Edit the notebook.
+import math
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.diffusion.process import Diffusion
 from perceiver_moe_diffusion.models.adapters import ConvAdapter, InputQuery, PatchAdapter, PositionQuery
 from perceiver_moe_diffusion.models.attention import Dense
-from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser, TimeAndClass, timestep_embedding
+from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser, TimeAndClass, check_images, timestep_embedding
 from perceiver_moe_diffusion.models.moe import NoisyTopKRouter, build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 
@@ -25,6 +26,21 @@ def test_every_class_and_no_class_give_different_conditions():
     torch.manual_seed(0)
     condition = TimeAndClass(10, 32)(torch.full((11,), 5), torch.arange(11))
     assert (torch.cdist(condition, condition) + 10 * torch.eye(11)).min() > 1e-3
+
+
+def test_a_timestep_is_embedded_as_its_cosines_and_sines_at_falling_frequencies():
+    t, dim = torch.tensor([0, 1, 37, 999]), 8
+    rates = [10_000 ** (-i / 4) for i in range(4)]
+    expected = [[wave(step * rate) for wave in (math.cos, math.sin) for rate in rates] for step in t.tolist()]
+    assert_close(timestep_embedding(t, dim), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 8, 8), torch.zeros(2, 1, 8, 9), torch.zeros(2, 1, 8, 8, dtype=torch.long),
+                               [[0.0]]])
+def test_what_is_no_batch_of_its_images_is_refused_by_name(x):
+    with pytest.raises(UserError, match=r"^x .* allowed: a tensor of shape \(any, 1, 8, 8\) of floats"):
+        check_images("x", x, (1, 8, 8))
+    check_images("x", torch.zeros(2, 1, 8, 8, dtype=torch.float64), (1, 8, 8))
 
 
 def tiny(query=InputQuery, adapter=None, residual=True, feed_forward=None, shape=(1, 8, 8)):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.models.attention import Attention
+from perceiver_moe_diffusion.models.attention import MLP, Attention
 from perceiver_moe_diffusion.models.experts import AttentionExpert, ConvExpert, RecurrentExpert, neighbour_table
 from perceiver_moe_diffusion.models.moe import MLPExpert, NoisyTopKRouter, TopKRouter, build_moe
 
@@ -88,6 +88,14 @@ def test_a_sequence_that_is_not_the_grid_is_refused():
         ConvExpert(6)(*everywhere(torch.randn(1, 12, 6)))
 
 
+def test_an_expert_starts_with_a_kernel_of_a_mean_over_nine_and_has_the_hidden_channels_it_was_given():
+    torch.manual_seed(0)
+    kernel = ConvExpert(256).kernel
+    assert kernel.shape == (9, 256) and kernel.std().item() == pytest.approx(1 / 3, rel=0.05), "√9 numbers are added"
+    assert RecurrentExpert(8).gru.hidden_size == 8 and RecurrentExpert(8, mult=2).gru.hidden_size == 16
+    assert ConvExpert(8).mlp.state_dict().keys() == MLP(8, 4).state_dict().keys()
+
+
 def test_attention_is_the_attention_of_the_whole_sequence_at_the_chosen_rows():
     torch.manual_seed(0)
     expert, x = AttentionExpert(8, 2), torch.randn(3, 5, 8)
@@ -117,6 +125,18 @@ def test_the_reset_gate_acts_after_the_matrix():
         state = update * state + (1 - update) * torch.tanh(of_token[2] + reset * of_state[2])
         states.append(state)
     assert_close(expert(x[0], torch.arange(3), x), expert.out(torch.stack(states)))
+
+
+@pytest.mark.parametrize("kind", [AttentionExpert, RecurrentExpert])
+def test_whatever_an_expert_makes_is_where_its_rows_are(kind):
+    "A tensor that is made without a word about its device lands on the default one, here one without values."
+    torch.manual_seed(0)
+    expert, sequence = kind(8), torch.randn(2, 4, 8)
+    where = torch.tensor([0, 3, 4, 6])
+    rows = sequence.flatten(0, 1)[where]
+    expected = expert(rows, where, sequence)
+    with torch.device("meta"):
+        assert_close(expert(rows, where, sequence), expected)
 
 
 KINDS = (ConvExpert, AttentionExpert, RecurrentExpert, MLPExpert)

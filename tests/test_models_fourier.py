@@ -90,6 +90,20 @@ def test_a_wrong_band_or_rate_is_explained(num_bands, max_freq, message):
         fourier_encode(grid_positions((4, 4)), num_bands, max_freq)
 
 
+def test_the_waves_are_where_the_positions_are():
+    "The meta device has shapes and no values, and is on every machine: what mixes devices fails there too."
+    waves = fourier_encode(torch.empty(5, 2, device="meta", dtype=torch.float64), num_bands=3, max_freq=8)
+    assert waves.is_meta and waves.dtype == torch.float64 and waves.shape == (5, 14)
+
+
+@pytest.mark.parametrize("max_freq", [1, 0.5])
+def test_an_axis_may_have_one_point_or_a_rate_below_one(max_freq):
+    encoded = fourier_encode(torch.tensor([[0.5]]), 2, max_freq)
+    bands = torch.linspace(1, max_freq / 2, 2)
+    expected = torch.cat([torch.tensor([0.5]), (torch.pi * 0.5 * bands).sin(), (torch.pi * 0.5 * bands).cos()])
+    torch.testing.assert_close(encoded[0], expected)
+
+
 def test_the_similarity_of_two_waves_depends_on_their_distance_alone():
     waves = fourier_encode(grid_positions((20,)).double(), 7, 20)[:, 1:]
     gram = waves @ waves.T

@@ -216,3 +216,28 @@ def test_an_expert_is_never_activated_by_a_class_that_is_not_its_own():
         expert(x, t, torch.tensor([3, 4]))
     with pytest.raises(UserError, match=r"classes=\[3\]"):
         ForClasses((1, 8, 8), 8, lambda **_: tiny(num_classes=2), [3])
+
+
+def test_a_mixture_of_more_experts_than_classes_can_grow_and_keeps_how_many_are_activated():
+    torch.manual_seed(0)
+    experts = [partial(tiny, seed=i) for i in range(4)]
+    old = MixtureOfDenoisers((1, 8, 8), 1, partial(LabelRouter, top_k=4), experts).eval()
+    grown = add_expert(old, tiny(num_classes=1, seed=9))
+    assert (old.router.top_k, grown.router.top_k) == (4, 4) and grown.router.table.shape == (3, 5)
+    x, t, _ = batch()
+    label = torch.zeros(len(x), dtype=torch.long)
+    assert torch.equal(grown(x, t, label), old(x, t, label))
+
+
+def test_the_table_of_a_grown_mixture_starts_at_zero_where_there_was_none():
+    old = trained_on_eight()
+    grown = add_expert(old, tiny(num_classes=2, seed=9))
+    table = torch.zeros(11, 4)
+    table[[*range(8), 10], :3] = old.router.table.detach()
+    assert torch.equal(grown.router.table.detach(), table)
+
+
+def test_a_soft_interval_draws_where_the_timesteps_are():
+    router = IntervalRouter(10, 4, softness=0.5).to("meta").train()
+    routing = router(torch.empty(6, dtype=torch.long, device="meta"), None)
+    assert routing.expert_ids.is_meta and routing.weight.is_meta and routing.expert_ids.shape == (6, 1)

@@ -191,3 +191,24 @@ def test_what_is_not_shown_is_as_if_it_were_not_there(shown, hidden):
     expected = core(alone, query(alone), mask_alone).output
     torch.testing.assert_close(core(tokens, query(tokens), mask).output, expected)
     assert mask.shape == (3, 6 + 6) and mask.sum() == mask_alone.sum() > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6), {"image": (1, 4, 6)}, {"text": (6,)},
+                                   {"image": (1, 4, 6), "text": (6,), "sound": (9,)}])
+def test_image_and_text_need_an_image_and_a_text(shape):
+    with pytest.raises(UserError, match=r"image_and_text is not possible; allowed: an image \(C, H, W\) and a text"):
+        ImageAndText(shape)
+
+
+@pytest.mark.parametrize("shown", [[], ["sound"], ["image", "sound"]])
+def test_what_is_shown_is_a_modality_that_there_is(shown):
+    with pytest.raises(UserError, match=r"shown=\[.*one or more of image, text"):
+        ImageAndText({"image": (1, 4, 6), "text": (6,)}, shown=shown)
+
+
+@pytest.mark.parametrize("shown", [["image"], ["text"], ["image", "text"]])
+def test_what_is_shown_is_where_the_inputs_are(shown):
+    both = ImageAndText({"image": (1, 4, 6), "text": (6,)}, partial(ImagePreprocessor, patch_size=2), 16, shown)
+    both, like = both.to("meta"), {"device": "meta"}
+    tokens, mask = both({"image": torch.empty(3, 1, 4, 6, **like), "text": torch.empty(3, 6, dtype=torch.long, **like)})
+    assert tokens.is_meta and mask.is_meta and mask.shape == (3, 12)

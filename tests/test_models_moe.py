@@ -252,6 +252,38 @@ def test_in_evaluation_the_output_does_not_depend_on_batch_companions():
         assert_close(moe(x)[0][:2], moe(x[:2])[0])
 
 
+def test_an_expert_has_hidden_channels_for_a_top_2_layer_to_cost_what_a_dense_one_does():
+    count = lambda module: sum(p.numel() for p in module.parameters() if p.ndim == 2)
+    assert 2 * count(MLPExpert(8)) == count(MLP(8, mult=4))
+    assert count(MLPExpert(8, mult=3)) == count(MLP(8, mult=3))
+
+
+def test_an_expert_drops_hidden_channels_in_training_alone():
+    torch.manual_seed(0)
+    expert, rows = MLPExpert(8, dropout=0.5), torch.randn(5, 8)
+    assert not torch.equal(expert(rows), expert(rows))
+    assert torch.equal(expert.eval()(rows), expert(rows))
+
+
+def test_with_padding_the_experts_see_the_sequence_its_mask_and_the_places():
+    seen = []
+
+    class Sees(MLPExpert):
+        def forward(self, rows, where, sequence, mask=None):
+            seen.append((where.tolist(), sequence, mask))
+            return super().forward(rows)
+
+    moe, x = build_moe(4, 1, 1, experts=[Sees]), torch.randn(2, 3, 4)
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    moe(x, mask)
+    assert seen[0][0] == [0, 2, 3, 4] and torch.equal(seen[0][1], x) and torch.equal(seen[0][2], mask)
+
+
+def test_a_load_that_has_no_expert_for_a_token_says_so_with_minus_one():
+    routing = Routing(torch.tensor([[0, -1], [1, 0]]), torch.ones(2, 2), torch.zeros(2, 3))
+    assert routing.counts.tolist() == [2, 1, 0]
+
+
 def routing_of(logits, top_k=1):
     index = logits.topk(top_k).indices
     return Routing(index, torch.ones_like(index, dtype=logits.dtype), logits)
@@ -323,6 +355,10 @@ def test_the_bias_follows_the_load_by_sign_and_counts_only_training():
     assert router.bias.tolist() == [-0.5, 0.5] and router.load.tolist() == [0, 0]
     router.eval()(rows)
     assert router.load.tolist() == [0, 0]
+
+
+def test_a_router_stores_its_bias_and_not_the_load_since_the_last_step():
+    assert set(BiasBalancedRouter(4, 3).state_dict()) == {"gate.weight", "bias"}
 
 
 def naive_rows(moe, rows, top_k):

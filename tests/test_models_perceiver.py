@@ -96,6 +96,12 @@ def test_extra_latents_take_part():
     assert extra.grad.abs().max() > 0
 
 
+def test_the_latents_start_near_zero():
+    torch.manual_seed(0)
+    latents = PerceiverIO(8, 8, dim=64, num_latents=50, depth=1, num_heads=2).latents
+    assert latents.shape == (50, 64) and latents.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 @pytest.mark.parametrize("options", [
     dict(num_latents=0), dict(num_stages=0), dict(input_depth=-1), dict(num_heads=3), dict(num_latents=2.5),
     dict(dim="8"), dict(depth=True), dict(num_stages=None), dict(input_depth=float("nan"))])

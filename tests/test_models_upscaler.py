@@ -62,6 +62,14 @@ def test_a_factor_that_does_not_divide_is_refused(factor):
         upscaler(factor=factor)
 
 
+def test_an_enlarged_image_has_the_range_of_an_image():
+    "Bicubic interpolation overshoots at an edge; what it gives is cut at black and at white, and nowhere else."
+    small = torch.tensor([-1.0, -1.0, 1.0, 1.0]).expand(1, 1, 4, 4)
+    free = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic")
+    assert free.min() < -1 and free.max() > 1
+    assert torch.equal(upscaler().enlarge(small), free.clamp(-1, 1))
+
+
 @pytest.mark.parametrize("change, said", [
     (dict(x=torch.zeros(2, 2, 8, 8)), "images of shape (2, 2, 8, 8)"),
     (dict(x=torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), "images of shape (2, 1, 8, 8) and torch.uint8"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -189,6 +190,45 @@ def test_loading_leaves_the_global_random_numbers_alone(saved):
     torch.manual_seed(5)
     load_pipeline(saved)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.fixture
+def older_safetensors(monkeypatch):
+    "Up to version 0.7 safetensors wrote in place; what is promised here must not depend on it."
+    from safetensors.torch import save
+
+    def write_in_place(tensors, filename, metadata=None):
+        Path(filename).write_bytes(save(tensors, metadata))
+    monkeypatch.setitem(save_pipeline.__globals__, "save_file", write_in_place)
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one_whole(saved, older_safetensors):
+    import resource
+
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    other, *_ = parts()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["model.safetensors"]) // 2, limits[1]))  # as on a full disk
+    try:
+        with pytest.raises((OSError, SafetensorError, UserError)):
+            save_pipeline(saved, other, SETTINGS, NAMES, levels=17)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_model_is_written_beside_the_old_one_and_takes_its_place(saved, name, older_safetensors, tmp_path_factory):
+    "Who has the old file open goes on reading the old model; a second name for the file shows it."
+    old, second_name = (saved / name).read_bytes(), tmp_path_factory.mktemp("second") / name
+    second_name.hardlink_to(saved / name)
+    other, *_ = parts()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    save_pipeline(saved, other, SETTINGS, ["other", *NAMES[1:]], levels=17)
+    assert (saved / name).read_bytes() != old == second_name.read_bytes()
 
 
 def flip_a_bit(path: Path, byte: int = -4) -> None:

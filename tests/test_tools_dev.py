@@ -11,7 +11,7 @@ from perceiver_moe_diffusion.tools.workflow import project_root
 
 
 def test_every_word_has_something_to_do_and_an_unknown_one_is_one_line(capsys):
-    assert set(COMMANDS) == {"tests", "readme", "faces", "picture", "check", "run", "student"}
+    assert set(COMMANDS) == {"tests", "readme", "faces", "picture", "check", "run", "mutate", "student"}
     for words in ([], ["publish"], ["tests!"]):
         with pytest.raises(SystemExit) as stopped:
             pmd_dev(words)

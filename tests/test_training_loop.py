@@ -13,6 +13,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from perceiver_moe_diffusion.core import Stream, UserError
+from perceiver_moe_diffusion.data.batches import Batch
 from perceiver_moe_diffusion.data.images import digits
 from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.diffusion.process import Diffusion, LossNoise
@@ -26,6 +27,7 @@ from perceiver_moe_diffusion.training.loop import (
     NonFiniteLoss,
     StopOnCtrlC,
     TrainerData,
+    TrainingModule,
     ema_decay,
     router_losses,
     warmup_cosine,
@@ -215,6 +217,14 @@ def test_a_balancing_bias_is_a_state_and_is_not_averaged():
     assert any(bias.any() for bias in buffers(last, "bias"))
 
 
+def test_the_default_decay_averages_over_a_thousand_steps():
+    import inspect
+
+    EMA()  # it is allowed
+    decay = inspect.signature(EMA).parameters["decay"].default
+    assert 1 / (1 - decay) == pytest.approx(1000)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_optimizer_follows_the_schedule(accumulate):
     _, diary = fit(tiny(warmup_steps=3), accumulate_grad_batches=accumulate)
@@ -230,6 +240,49 @@ def test_training_without_an_end_is_refused():
 def test_training_makes_the_loss_smaller():
     _, diary = fit(tiny(), steps=40, ema=0.9, val_check_interval=4, batch_size=32)
     assert diary.val_loss[40] < 0.8 * diary.val_loss[4]
+
+
+class Told(TrainingModule):
+    "A task whose loss is 2, and whose routers did what they are told to have done."
+
+    def __init__(self, routings, **settings):
+        super().__init__(torch.nn.Linear(1, 1), ADAMW, **settings)
+        self.routings = routings
+
+    def loss(self, batch, stream):
+        return torch.tensor(2.0), self.routings
+
+
+def step_by_hand(module, step=3):
+    "The module as its trainer sees it at a step, with nowhere to log to, and a batch of digits."
+    module.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=step)
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    return Batch(digits().inputs(slice(0, 4)), digits().labels[:4], step)
+
+
+@pytest.mark.parametrize("balance_weight, z_weight, total", [(0, 0, 2), (0.5, 0, 2 + 0.5 * 2), (0, 0.1, 2 + 0.1 * 81)])
+def test_what_is_minimised_is_the_loss_plus_the_weighted_auxiliary_losses(balance_weight, z_weight, total):
+    module = Told([collapsed(0), collapsed(1)], balance_weight=balance_weight, z_weight=z_weight)
+    assert module.training_step(step_by_hand(module), 0).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_a_step_on_the_balance_loss_makes_the_load_more_even():
+    logits = torch.tensor([[2.0, 0.0]] * 10, requires_grad=True)
+    module = Told([Routing(torch.zeros(10, 1, dtype=torch.long), torch.ones(10, 1), logits)], z_weight=0)
+    module.training_step(step_by_hand(module), 0).backward()
+    assert (logits.grad[:, 0] > 0).all() and (logits.grad[:, 1] < 0).all(), "a step leads away from expert 0"
+
+
+def test_validation_draws_noise_that_training_does_not_and_the_same_each_time():
+    module, seen = tiny(), []
+    module.model.register_forward_pre_hook(lambda model, args: seen.append((args[0], args[1])))
+    batch = step_by_hand(module)
+    module.training_step(batch, 0)
+    for _ in range(2):
+        module.validation_step(batch, 0)
+    (trained, at), (judged, judged_at), again = seen
+    assert not torch.equal(trained, judged) and not torch.equal(at, judged_at)
+    assert torch.equal(judged, again[0]) and torch.equal(judged_at, again[1])
 
 
 class StillDiffusion(Diffusion):

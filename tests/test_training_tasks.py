@@ -137,6 +137,29 @@ def test_what_does_not_enlarge_has_another_task():
         UpscalingModule(tiny_denoiser(), Diffusion(), torch.optim.AdamW)
 
 
+SETTINGS = {"warmup_steps": 7, "balance_weight": 0.25, "z_weight": 0.125, "seed": 11}
+
+
+@pytest.mark.parametrize("task", [
+    denoising(**SETTINGS), classifying(**SETTINGS),
+    UpscalingModule(enlarging().model, Diffusion(), torch.optim.AdamW, **SETTINGS)])
+def test_every_task_trains_with_the_settings_that_it_was_given(task):
+    assert {name: getattr(task, name) for name in SETTINGS} == SETTINGS
+    assert task.make_optimizer is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("task", [DiffusionModule, ClassifierModule])
+def test_a_task_has_the_defaults_that_all_trainings_share(task):
+    import inspect
+
+    shared, own = (inspect.signature(kind).parameters for kind in (TrainingModule, task))
+    both = set(shared) & set(own)
+    assert {"warmup_steps", "balance_weight", "z_weight", "seed"} <= both
+    assert {name: own[name].default for name in both} == {name: shared[name].default for name in both}
+    pinned = {"warmup_steps": 50, "balance_weight": 0.01, "z_weight": 1e-3, "seed": 0}
+    assert {name: shared[name].default for name in pinned} == pinned
+
+
 def mixture(router):
     "A mixture of two very small denoisers."
     return MixtureOfDenoisers((1, 8, 8), 10, router, [tiny_denoiser, tiny_denoiser])

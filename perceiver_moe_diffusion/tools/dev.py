@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..core import UserError, require
 from .architecture import PACKAGE, make_faces, make_picture
+from .mutate import mutate_words
 from perceiver_moe_diffusion.tools.workflow import (
     make_readme,
     make_student_copy,
@@ -72,17 +73,18 @@ COMMANDS: Mapping[str, Callable[[Path, Sequence[str]], None]] = {
     "picture": lambda root, words: report(root, make_picture(root), check=False),
     "check": lambda root, words: check_all(root),
     "run": run_chosen,
+    "mutate": mutate_words,
     "student": make_students,
 }
 
 # %% ../../nbs/95_dev.ipynb #30debafd
 def pmd_dev(arguments: Sequence[str] | None = None) -> None:
-    "`pmd-dev WORD`: make tests, README, faces, picture; run notebooks; check everything; make the students' copy."
+    "`pmd-dev WORD`: make tests, README, faces, picture; run notebooks; check; plant faults; make the students' copy."
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         known = bool(arguments) and arguments[0] in COMMANDS
         require(known, f"pmd-dev {' '.join(arguments)}".strip(),
-                "tests, readme, faces, picture, check, run [NAME …] or student [FOLDER]")
+                "tests, readme, faces, picture, check, run [NAME …], mutate [MODULE …] or student [FOLDER]")
         COMMANDS[arguments[0]](project_root(), arguments[1:])
     except UserError as error:
         print(f"pmd-dev: {error}", file=sys.stderr)
