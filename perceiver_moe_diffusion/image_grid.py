@@ -46,7 +46,7 @@ def png_grid(
     array = tile(images, columns).repeat(scale, axis=0).repeat(scale, axis=1)
     grid = Image.fromarray((255 * array).round().astype(np.uint8))
     row_names, column_names = ([in_short(name, 40) for name in names] for names in (row_names, column_names))
-    left, top = 8 * max(map(len, row_names), default=0), 14 if column_names else 0
+    left, top = 8 * max((1 + len(name) for name in row_names), default=0), 14 if column_names else 0
     picture = Image.new(grid.mode, (left + grid.width, top + grid.height), "white")
     picture.paste(grid, (left, top))
     pen = ImageDraw.Draw(picture)

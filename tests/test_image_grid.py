@@ -115,7 +115,7 @@ def test_a_name_that_promises_another_kind_is_refused(name, tmp_path):
 @pytest.mark.parametrize("name", ["猫", "naïve", "two\nlines", "a" * 500, "$x$", "", "\u202eright to left"])
 def test_any_name_of_a_class_can_be_written_into_the_margins(name):
     array = pixels_of(png_grid(numbered(2, 1, 4, 4), 2, 4, [name], [name, "b"]))
-    assert array.shape[0] == 14 + 4 * 4 and array.shape[1] == 4 * 9 + 8 * min(len(name), 40)
+    assert array.shape[0] == 14 + 4 * 4 and array.shape[1] == 4 * 9 + 8 * (1 + min(len(name), 40))
 
 
 def test_an_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ def test_the_data_can_be_looked_at_alone(tmp_path, monkeypatch, capsys):
     assert parts == "training 1,293, validation 144, test 360"
     assert picture == "check.png: up to 8 images of each class, as the model will see them"
     width, height = Image.open("check.png").size
-    assert (height + 8, width) == (10 * 9 * 8, 24 + 8 * 9 * 8 - 8), "ten rows of eight digits, each 8 times as large"
+    assert (height + 8, width) == (10 * 9 * 8, 16 + 8 * 9 * 8 - 8), "ten rows of eight digits, each 8 times as large"
     assert [path.name for path in tmp_path.iterdir()] == ["check.png"], "and nothing else is written"
 
 
@@ -178,8 +178,8 @@ def test_a_class_with_few_images_leaves_its_row_grey(tmp_path, monkeypatch, caps
                             "data.dataset.cache=null", "data.val_fraction=0.4", "data.test_fraction=0.4"]))
     assert "(the first 20 of 22)" in capsys.readouterr().out
     sheet = np.asarray(Image.open("check.png"))
-    assert sheet.shape == (20 * 65 - 1, 4 * 8 + 8 * 65 - 1, 3)
-    row = sheet[65:129, 32:]
+    assert sheet.shape == (20 * 65 - 1, 3 * 8 + 8 * 65 - 1, 3)
+    row = sheet[65:129, 24:]
     assert row[:, 2 * 65 + 40].std() > 30 and (row[:, 3 * 65:4 * 65 - 1] == 128).all()
 
 

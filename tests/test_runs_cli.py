@@ -301,7 +301,7 @@ def test_pictures_follow_labels_count_and_seed(finished, somewhere):
     wish = {"run": str(finished), "label": [3, 7], "count": 3, "sampler.steps": 2}
     draw = lambda **more: sample_images(changed({**wish, **more}, "sample", "run=x", "sampler=ddim")).read_bytes()
     first = draw()
-    assert pictures.imread("samples.png").shape[:2] == ((2 * 8 + 1) * 20, 8 + (3 * 8 + 2) * 20)
+    assert pictures.imread("samples.png").shape[:2] == ((2 * 8 + 1) * 20, 16 + (3 * 8 + 2) * 20)
     assert draw() == first and draw(seed=1) != first
     draw(label=None, count=1)
     assert pictures.imread("samples.png").shape[:2] == (14 + 8 * 20, (10 * 8 + 9) * 20)

@@ -139,6 +139,5 @@ def class_grid(data: DataModule) -> bytes:
         count = min(columns, len(own))
         images = data.examples.inputs(own[torch.linspace(0, len(own) - 1, count).round().long()])
         rows.append(torch.cat([images, images.new_zeros(columns - count, *data.input_shape)]))
-    short = [name if len(name) <= 24 else f"{name[:23]}…" for name in data.examples.class_names[:len(rows)]]
-    names = [f"  {name}" for name in short]  # room for a short one
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in data.examples.class_names[:len(rows)]]
     return png_grid(torch.cat(rows), columns, max(1, 64 // data.input_shape[1]), names)

@@ -38,12 +38,12 @@ def train(
     folder = choose_folder(config)
     stop = StopOnCtrlC(folder / CHECKPOINT)
     trainer = make_trainer(config, folder, stop)
-    tell_missing(evaluate, run.data)
 
     # Fit: from the first step, or from where a stopped run was.
     open_folder(config, folder, tensor_bytes(run.module.state_dict()))
     if run.data.about and trainer.is_global_zero:
         print(run.data.about, flush=True)
+    tell_missing(evaluate, run.data)
     seconds = fit(trainer, config, run, folder, stop, overrides)
     if not trainer.is_global_zero:  # of several processes, one speaks for all
         return folder
