@@ -11,6 +11,7 @@ from perceiver_moe_diffusion.data.module import DataModule
 from perceiver_moe_diffusion.evaluation.classify import (
     classify,
     confusion,
+    load_and_flops,
     moe_layers,
     routings_of,
     save_classifier_pictures,
@@ -61,6 +62,8 @@ def test_the_picture_of_a_confusion_matrix_grows_with_its_classes_and_long_names
     assert axes.images[0].get_clim() == (0, 1), "the colours mean the same in every picture"
     assert axes.images[0].get_cmap().name == "cividis", "light where the numbers are black, also without colour vision"
     assert [label.get_text() for label in axes.get_xticklabels()] == names
+    places = list(range(len(names)))
+    assert axes.get_xticks().tolist() == axes.get_yticks().tolist() == places, "a name at each row and column"
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {rotation}
     assert {label.get_ha() for label in axes.get_xticklabels()} == {"right" if rotation else "center"}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("taken for", "is")
@@ -95,6 +98,11 @@ def test_the_picture_of_predictions_shows_the_first_32_images(tmp_path, monkeypa
     (given,) = drawn
     for whole, part in zip((inputs, labels, probs), given):
         assert torch.equal(part, whole[:shown])
+
+
+def test_a_row_of_predictions_holds_eight():
+    figure = show_predictions(torch.zeros(9, 1, 4, 4), torch.zeros(9, dtype=torch.long), torch.ones(9, 1), ["cat"])
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 8)
 
 
 TINY = ["experiment=perceiver_cifar10", "data=digits", "data/augment=none", "model.dim=32", "model.depth=1",
@@ -176,6 +184,13 @@ def test_a_classifier_on_a_gpu_is_evaluated(tmp_path):
     here = classify(pipeline, data)
     there = classify(pipeline.to("cuda"), data, folder=tmp_path)
     assert there["accuracy"] == pytest.approx(here["accuracy"], abs=0.01) and there["flops"] == here["flops"]
+
+
+def test_the_experts_are_watched_on_the_examples_of_the_seed():
+    data, pipeline = DataModule(digits), with_experts()
+    for weight in pipeline.model.parameters(): torch.nn.init.normal_(weight)  # fresh ones do not look at the image yet
+    loads = [load_and_flops(pipeline, data, seed=seed)[0].tolist() for seed in (0, 3)]
+    assert [classify(pipeline, data, seed=seed)["expert_load"] for seed in (0, 3)] == loads and loads[0] != loads[1]
 
 
 @pytest.mark.parametrize("core, names", [({}, ["dense"]), ({"feed_forward": lambda dim: build_moe(dim, 4, 2)},

@@ -24,6 +24,7 @@ from perceiver_moe_diffusion.evaluation.generate import (
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.attention import Dense
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
+from perceiver_moe_diffusion.models.flops import count_flops
 from perceiver_moe_diffusion.models.moe import build_moe
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.pipelines.generate import GeneratorPipeline
@@ -85,6 +86,17 @@ def test_the_routers_are_watched_on_the_device_of_the_model():
     shapes = [routing.logits.shape for routing in routings]
     assert shapes == [routing.logits.shape for routing in routings_over_time(pipeline, images, labels)]
     assert measured_flops(there, data, images=20) == measured_flops(pipeline, data, images=20)
+
+
+def test_operations_are_the_mean_over_a_hundred_images():
+    data, _ = tiny()
+    pipeline, seen = small_pipeline(data), []
+    pipeline.model.register_forward_pre_hook(lambda model, given: seen.append(len(given[0])))
+    flops = measured_flops(pipeline, data)
+    images, labels = (part[:1] for part in data.split("test"))
+    assert sum(seen) == 100
+    alone = count_flops(lambda: routings_over_time(pipeline, images, labels))
+    assert 0.95 * alone < flops < alone, "a batch does once what it has in common"
 
 
 FLOORS = ["fd_floor", "density_floor", "coverage_floor", "memorisation_floor", "nearest_distance_floor",
@@ -246,3 +258,14 @@ def test_the_pictures_follow_their_seed(tmp_path):
     for file in ("samples.png", "denoising.png"):
         assert read("a", file) == read("b", file) != read("c", file)
     assert read("a", "routing.png") == read("c", "routing.png")
+
+
+def test_an_evaluation_leaves_the_pictures_of_its_seed_in_its_folder(tmp_path):
+    data, pipeline = tiny()
+    few = dict(samples_per_class=1, max_fd_images=10, classifier_steps=2)
+    for name in ("a", "b"): (tmp_path / name).mkdir()
+    results = evaluate(pipeline, data, **few, seed=1, folder=tmp_path / "a")
+    save_pictures(tmp_path / "b", pipeline, results["expert_load"], seed=1)
+    files = sorted((tmp_path / "b").iterdir())
+    assert len(files) == 3 == len(list((tmp_path / "a").iterdir()))
+    assert all((tmp_path / "a" / file.name).read_bytes() == file.read_bytes() for file in files)

@@ -20,6 +20,7 @@ from perceiver_moe_diffusion.evaluation.metrics import (
     bootstrap_mean,
     density_coverage,
     describe_missing,
+    diversity_figures,
     frechet_distance,
     is_copy,
     missing_figures,
@@ -119,6 +120,8 @@ def test_the_interval_of_a_mean():
     # the textbook's, for many values
     assert mean.high - mean.low == pytest.approx(2 * 1.96 * float(values.std()) / 10, rel=0.15)
     assert bootstrap_mean(values) == mean and bootstrap_mean(values, seed=1) != mean
+    draws = np.random.default_rng(0).integers(100, size=(1000, 100))  # as for every record
+    assert mean[1:] == pytest.approx(np.percentile(draws.mean(axis=1), [2.5, 97.5]), rel=1e-12)
     equal = bootstrap_mean(torch.ones(7))
     assert equal == (1, 1, 1) and str(equal) == "1.0000 [1.0000, 1.0000]"
     assert bootstrap_mean(torch.tensor([True, False])).value == 0.5
@@ -460,3 +463,14 @@ def test_the_figures_of_accuracy_tell_mean_and_interval_of_each_set():
     assert found["conditional_accuracy_interval"] == (mean.low, mean.high) and mean.low < 0.75 < mean.high
     assert found["conditional_accuracy_s1"].value == 0.5 and found["classifier_accuracy_on_test"].value == 0.9
     assert list(found["conditional_accuracy_by_class"]) == ["zero", "one"]
+
+
+def test_diversity_is_told_as_a_share_of_that_of_real_images():
+    def spread(by):
+        "A set of two classes with these distances within them, times so much."
+        features = by * torch.tensor([[0.0], [4.0], [1.0], [3.0]], dtype=torch.float64)
+        return FeatureSet(torch.zeros(4, 1, 8, 8), torch.tensor([0, 0, 1, 1]), features, torch.zeros(4))
+
+    found = diversity_figures(guided=spread(0.5), conditional=spread(2.0), test=spread(5.0))
+    assert found["diversity"].value == pytest.approx(0.1) and found["diversity_s1"].value == pytest.approx(0.4)
+    assert found["diversity"].low < 0.1 < found["diversity"].high

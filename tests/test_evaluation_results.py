@@ -108,6 +108,11 @@ def test_each_seed_and_each_mean_is_a_dot_and_what_a_setting_lacks_is_left_out()
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a 1", "b 2"]
 
 
+def test_the_dot_of_a_mean_is_twice_as_wide_as_that_of_a_seed():
+    (axes,) = show_comparison([{"k": 1, "fd": fd} for fd in (1.0, 2.0)], "k", {"fd": "FD"}).axes
+    assert [line.get_markersize() for line in axes.lines if line.get_marker() == "o"] == [3, 6]
+
+
 def test_an_interval_is_drawn_from_its_low_to_its_high_end_at_the_place_of_its_setting():
     rows = [{"moe": "a", "fd": fd} for fd in (1.0, 2.0, 4.0)] + [{"moe": "b", "fd": 2.5}]
     (axes,) = show_comparison(rows, "moe", {"fd": "FD"}).axes

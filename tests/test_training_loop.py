@@ -58,6 +58,11 @@ def test_no_warm_up_starts_at_the_full_learning_rate():
     assert warmup_cosine(0, 0, 100) == warmup_cosine(0, 1, 100) == 1
 
 
+
+def test_a_training_of_no_steps_has_a_learning_rate_too():
+    assert warmup_cosine(0, 0, 0) == 1, "the schedule is asked once, before the first step"
+
+
 def test_the_decay_grows_to_its_limit():
     decays = [ema_decay(n, 0.99) for n in range(2000)]
     assert decays[0] == 0.1 and decays[-1] == 0.99
@@ -283,6 +288,11 @@ def test_validation_draws_noise_that_training_does_not_and_the_same_each_time():
     (trained, at), (judged, judged_at), again = seen
     assert not torch.equal(trained, judged) and not torch.equal(at, judged_at)
     assert torch.equal(judged, again[0]) and torch.equal(judged_at, again[1])
+
+
+def test_the_defaults_are_those_that_recorded_results_were_trained_with():
+    module = Told([])
+    assert (module.warmup_steps, module.balance_weight, module.z_weight, module.seed) == (50, 0.01, 1e-3, 0)
 
 
 class StillDiffusion(Diffusion):
