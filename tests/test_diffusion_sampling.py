@@ -528,6 +528,14 @@ def test_whatever_inpainting_makes_is_where_the_picture_is():
         assert hook(X, 40).device.type == "cpu"
 
 
+@pytest.mark.parametrize("sampler", [DDPM(6), DDIM(6, eta=1.0)])
+def test_noise_is_drawn_for_each_step_but_the_last(sampler):
+    drawn = []
+    noise = lambda: drawn.append(1) or torch.zeros_like(X)
+    assert len(list(sampler.iterate(Toy(), Diffusion(100), LABEL, X, noise))) == 6
+    assert len(drawn) == 5, "the clean image gets none"
+
+
 def test_a_scale_is_at_most_1000_and_a_list_of_scales_has_one():
     DDIM(guidance_scale=1000).check()
     for scale, told in ((1000.5, "1000.5"), (-0.1, "-0.1"), ([], "a number, or a list of numbers"),

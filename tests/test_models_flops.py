@@ -4,7 +4,7 @@ from torch import nn
 
 from perceiver_moe_diffusion.models.attention import Attention
 from perceiver_moe_diffusion.models.experts import AttentionExpert, ConvExpert, RecurrentExpert
-from perceiver_moe_diffusion.models.flops import count_flops
+from perceiver_moe_diffusion.models.flops import FlopCounter, count_flops
 from perceiver_moe_diffusion.models.moe import MLPExpert, build_moe
 
 
@@ -26,6 +26,13 @@ def test_counting_runs_once_without_gradients_and_changes_nothing():
     assert count_flops(lambda: seen.append(layer(x))) == 2 * 2 * 4 * 4
     assert len(seen) == 1 and not seen[0].requires_grad
     assert torch.equal(seen[0], layer(x)) and layer(x).requires_grad
+
+
+def test_an_operation_may_come_without_keyword_arguments():
+    "PyTorch hands over an empty dictionary; its own signature of this method allows for nothing at all."
+    counter, a, b = FlopCounter(), torch.randn(3, 5), torch.randn(5, 7)
+    out = counter.__torch_dispatch__(torch.ops.aten.mm.default, (), (a, b))
+    assert torch.equal(out, a @ b) and counter.total == 2 * 3 * 5 * 7
 
 
 def flops_of(expert, n, x):
