@@ -46,7 +46,9 @@ class OutOfMemory(UserError):
 def is_out_of_memory(error: BaseException) -> bool:
     "Whether an exception means that memory is short, on the CPU or on a graphics card."
     signs = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
-    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    onednn = ("could not create a primitive", "could not create a memory object")  # the whole of what it says then
+    text = str(error)
+    told = isinstance(error, RuntimeError) and (text in onednn or any(sign in text for sign in signs))
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 

@@ -53,6 +53,8 @@ def test_other_errors_are_not_told_as_a_lack_of_memory():
                 raise error
         assert raised.value is error
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive")), "oneDNN, short of memory for its own tables"
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor")), "sizes that it does not know"
 
 
 @pytest.fixture

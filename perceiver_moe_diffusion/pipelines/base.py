@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..compat import OutOfMemory, is_out_of_memory
+from ..compat import OutOfMemory, is_out_of_memory, release_memory
 from ..core import require, require_whole
 from ..diffusion.process import Diffusion
 from ..diffusion.sampling import Sampler, trailing_step_pairs
@@ -139,4 +139,5 @@ def in_portions(
         else:
             start = part.stop
             continue
-        torch.cuda.empty_cache()  # the error is gone by now, and with it what it held
+        release_memory()  # the error is gone by now, and with it what it held
+        torch.cuda.empty_cache()
