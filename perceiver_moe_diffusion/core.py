@@ -187,10 +187,10 @@ def atomic_write(
             temporary.unlink(missing_ok=True)
 
 # %% ../nbs/80_core.ipynb #fdb87ef7
-def file_digest(path: Path) -> str:
-    "The SHA-256 checksum of a file, in hexadecimal digits."
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    "The checksum of a file, in hexadecimal digits."
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def check_digest(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import split_indices
-from perceiver_moe_diffusion.data.image_folders import by_number, image_folder, load_listing
+from perceiver_moe_diffusion.data.batches import natural_order, split_indices
+from perceiver_moe_diffusion.data.image_folders import image_folder, load_listing
 
 
 @pytest.mark.parametrize("names, expected", [
@@ -25,7 +25,7 @@ from perceiver_moe_diffusion.data.image_folders import by_number, image_folder, 
     ("² 1", "1 ²"), ("B a", "B a"), ("5 -3 +1 -", "-3 +1 5 -"),
 ])
 def test_whole_numbers_stand_in_their_order_and_names_by_name(names, expected):
-    assert sorted(names.split(), key=by_number) == expected.split()
+    assert sorted(names.split(), key=natural_order) == expected.split()
 
 
 def draw(shape: str, width: int, height: int) -> Image.Image:

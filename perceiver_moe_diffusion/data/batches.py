@@ -41,12 +41,17 @@ class LabelledData(Protocol):
     def inputs(self, index: torch.Tensor | slice = slice(None)) -> Any: ...  # what the model sees of these
 
 # %% ../../nbs/41_batches.ipynb #817a151c
+def natural_order(name: str) -> tuple[bool, int, str]:
+    "Sort key (natural order) of class names: whole numbers by their value, then the others by name."
+    is_whole = re.fullmatch(r"[+-]?[0-9]+", name) is not None
+    return not is_whole, int(name) if is_whole else 0, name
+
+
 def sorted_class_names(
     names: Iterable[str],  # of folders, or of labels in a file; each counts once
 ) -> list[str]:
     "Class order (natural sort of numbers): names that are whole numbers by their value, then the others by name."
-    is_whole = lambda name: re.fullmatch(r"[+-]?[0-9]+", name) is not None
-    return sorted(set(names), key=lambda name: (not is_whole(name), int(name) if is_whole(name) else 0, name))
+    return sorted(set(names), key=natural_order)
 
 # %% ../../nbs/41_batches.ipynb #3792bb79
 def split_indices(

@@ -8,7 +8,6 @@ __all__ = ['image_folder']
 # %% ../../nbs/48_image_folders.ipynb #29b6545c
 import hashlib
 import os
-import re
 import stat
 import zlib
 from collections import Counter
@@ -23,7 +22,8 @@ import numpy as np
 import PIL
 import torch
 
-from ..core import UserError, atomic_write, require
+from ..core import UserError, atomic_write, require, require_whole
+from .batches import natural_order
 from perceiver_moe_diffusion.data.image_files import (
     SUFFIXES,
     Pictures,
@@ -165,13 +165,7 @@ def find_splits(
     return {role: folder for folder, role in roles.items()}
 
 
-def by_number(name: str) -> tuple[bool, int, str]:
-    "Sort key (natural order) of class names: whole numbers as numbers, then names."
-    is_number = re.fullmatch(r"[+-]?[0-9]+", name) is not None
-    return not is_number, int(name) if is_number else 0, name
-
-
-CLASS_ORDERS: dict[str, Callable[[str], Any]] = {"numbers": by_number, "text": str}
+CLASS_ORDERS: dict[str, Callable[[str], Any]] = {"numbers": natural_order, "text": str}
 
 
 def class_folders(
@@ -332,8 +326,7 @@ def image_folder(
     folder = Path() if root is None else Path(root).expanduser()
     require(root is not None and folder.is_dir(), f"data.root={root}",
             "a folder that holds one folder of images per class")
-    whole = isinstance(image_size, int) and not isinstance(image_size, bool) and image_size >= 1
-    require(whole, f"data.dataset.image_size={image_size}", "a whole number, 1 or more")
+    image_size = require_whole("data.dataset.image_size", image_size, 1)
     require(channels in (1, 3), f"data.dataset.channels={channels}", "1 (grey) or 3 (RGB)")
     require(cache is None or isinstance(cache, str), f"data.dataset.cache={cache}", "a folder, or null for none")
     require(class_order in CLASS_ORDERS, f"data.dataset.class_order={class_order}", " or ".join(CLASS_ORDERS))

@@ -7,7 +7,6 @@ __all__ = ['ImageSet', 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'resized']
 
 # %% ../../nbs/40_images.ipynb #167ba481
 import gzip
-import hashlib
 import math
 import os
 import zlib
@@ -20,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from ..compat import import_torchvision
-from ..core import UserError, one_line, require
+from ..core import UserError, file_digest, one_line, require
 
 # %% ../../nbs/40_images.ipynb #cdaaa4b7
 class ImageSet(NamedTuple):
@@ -192,8 +191,7 @@ def _idx_set(
 # %% ../../nbs/40_images.ipynb #1a58d181
 def _is_verified(path: Path, md5: str) -> bool:
     "Whether a file is the published one, byte for byte."
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() == md5
+    return file_digest(path, "md5") == md5
 
 
 def _cifar_set(root: str | None) -> ImageSet:  # as for `_idx_set`; [60000, 3, 32, 32]
