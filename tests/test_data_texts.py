@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 
 from perceiver_moe_diffusion.core import UserError
-from perceiver_moe_diffusion.data.batches import split_indices, subsample_per_class
+from perceiver_moe_diffusion.data.batches import sorted_class_names, split_indices, subsample_per_class
 from perceiver_moe_diffusion.data.texts import (
     LIBRARY,
     _docstrings_of,
@@ -172,6 +172,16 @@ def test_ag_news_with_its_line_of_names(tmp_path):
     assert texts_in(text_csv(folder, **named)) == texts_in(data)
     with pytest.raises(UserError, match="the column class, title, description of .*Class Index, Title, Description"):
         text_csv(folder, **{**AG_NEWS, "columns": None})
+
+
+def test_a_number_with_a_sign_is_a_number_and_runs_of_older_versions_keep_their_order(tmp_path):
+    table = written(tmp_path, b"class,text\n10,a\nneutral,b\n-1,c\n2,d\n+3,e\n")
+    assert text_csv(table).class_names == sorted_class_names(["10", "neutral", "-1", "2", "+3"])
+    assert text_csv(table).class_names == ["-1", "2", "+3", "10", "neutral"]
+    assert text_csv(table, label_order="unsigned").class_names == ["2", "10", "+3", "-1", "neutral"]
+    with pytest.raises(UserError, match="data.dataset.label_order=size.*numbers or unsigned"):
+        text_csv(table, label_order="size")
+    assert text_csv(written(tmp_path, b"-1,a\n0,b\n1,c\n"), columns=["class", "text"]).class_names == ["-1", "0", "1"]
 
 
 def test_a_word_among_numbers_is_a_label_where_it_stands_again(tmp_path):

@@ -198,3 +198,15 @@ def test_an_old_run_of_a_folder_of_images_goes_on(tmp_path):
                        (["data.dataset.class_order=text", "data.dataset.background=black"], "background=white")):
         with pytest.raises(UserError, match=said):
             same_settings(load_config([*line, *more]), tmp_path)
+
+
+
+def test_an_old_run_of_texts_goes_on(tmp_path):
+    line = ["data=imdb", "model=classifier", "model/preprocessor=text", "data.root=reviews.csv"]
+    now = OmegaConf.create(to_container(load_config(line)))
+    for name in ("encoding", "label_order", "separator"):  # settings that it did not have
+        del now.data.dataset[name]
+    (tmp_path / "config.yaml").write_text(f"# format 2\n{OmegaConf.to_yaml(now)}")
+    same_settings(load_config([*line, "data.dataset.label_order=unsigned"]), tmp_path)
+    with pytest.raises(UserError, match="the run has data.dataset.label_order=unsigned"):
+        same_settings(load_config(line), tmp_path)

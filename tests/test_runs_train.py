@@ -232,7 +232,7 @@ def test_one_of_two_processes_is_killed(tmp_path, victim):
             os.kill(second if victim else first.pid, signal.SIGKILL)
             killed = time.monotonic()
             until(lambda: first.poll() is not None and not Path(f"/proc/{second}").exists(), 30)
-            assert time.monotonic() - killed < 15, "10 s, and some for a machine that does other things as well"
+            assert time.monotonic() - killed < 10
         finally:
             first.kill()
         told.seek(0)

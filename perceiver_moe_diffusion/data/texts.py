@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from ..core import require, text_bytes
+from .batches import natural_order
 from .tables import read_records
 
 # %% ../../nbs/43_texts.ipynb #f86221cf
@@ -203,9 +204,10 @@ def _refuse_names_as_data(parts: Sequence[LabelledFile], columns: Sequence[str] 
     name = parts[0].first[0].strip()
     labels = [label for part in parts for label in part.labels.values()]
     others = [label for label in labels if label != name]
+    is_word = lambda name: natural_order(name)[0]
     alone = len(labels) - len(others) == sum(part.first[0].strip() == name for part in parts)
     require(
-        columns is None or not alone or not others or name.isdecimal() or not all(map(str.isdecimal, others)),
+        columns is None or not alone or not others or not is_word(name) or any(map(is_word, others)),
         f"the first line ({_join_cells([', '.join(parts[0].first)])[:100]}) as data, with the label {name!r},",
         "a label as in the other lines",
         "If that line names the columns, set data.dataset.columns=null, and data.dataset.label and data.dataset.text "
@@ -213,9 +215,12 @@ def _refuse_names_as_data(parts: Sequence[LabelledFile], columns: Sequence[str] 
     )
 
 
-def _sorted_labels(names: Iterable[str]) -> list[str]:
-    "Labels that are whole numbers by their value, then the others by the alphabet."
-    return sorted(set(names), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+def unsigned_order(name: str) -> tuple[bool, int, str]:
+    "Sort key of labels up to version 0.3.1: a number with a sign is a word, and comes after the others."
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
+LABEL_ORDERS = {"numbers": natural_order, "unsigned": unsigned_order}
 
 
 # %% ../../nbs/43_texts.ipynb #bbd35854
@@ -228,16 +233,18 @@ def text_csv(
     max_length: int = 256,                 # bytes; longer texts are cut
     separator: str | None = None,          # between cells: comma, semicolon, tab, a character; None: found by itself
     encoding: str | None = None,           # e.g. latin-1; None: UTF-8, or what the file's byte-order mark says
+    label_order: str = "numbers",          # -1, 2, 10, then words; or "unsigned", 2, 10, -1, as in older versions
 ) -> TextSet:
     "Text classification from CSV files as they are published, e.g. AG News and IMDb."
     text = [text] if isinstance(text, str) else list(text)
     _check_settings(label, text, columns, class_names, max_length)
+    require(label_order in LABEL_ORDERS, f"data.dataset.label_order={label_order}", " or ".join(LABEL_ORDERS))
     how = dict(separator=separator, encoding=encoding)
     parts = [_labelled_texts(path, label, text, columns, **how) for path in _csv_files(root)]
     _refuse_names_as_data(parts, columns)
     train, test = parts[0].labels, parts[1].labels if len(parts) > 1 else {}
     rows = [(said, name) for said, name in train.items() if said not in test] + list(test.items())
-    found = _sorted_labels(name for _, name in rows)
+    found = sorted({name for _, name in rows}, key=LABEL_ORDERS[label_order])
     require(2 <= len(found) <= 1000, f"the column {label} of {root} with {len(found)} different labels", "2 to 1000")
     require(
         class_names is None or len(class_names) == len(found),

@@ -117,6 +117,7 @@ def flatten_keys(tree: Any, prefix: str = "") -> dict[str, Any]:
 # %% ../../nbs/84_folder.ipynb #5db5dd8a
 ADDED_SETTINGS = {  # data set -> settings that runs of older versions lack, and what such a run did
     "image_folder": {"data.dataset.background": "white", "data.dataset.class_order": "text"},
+    "text_csv": {"data.dataset.label_order": "unsigned"},
 }
 
 
