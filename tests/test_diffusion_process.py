@@ -1,4 +1,4 @@
-# Made from nbs/10_process.ipynb by `pmd-dev tests`. Edit the notebook.
+# Made from nbs/12_process.ipynb by `pmd-dev tests`. Edit the notebook.
 import math
 
 import numpy as np

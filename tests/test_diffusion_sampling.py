@@ -1,4 +1,4 @@
-# Made from nbs/11_sampling.ipynb by `pmd-dev tests`. Edit the notebook.
+# Made from nbs/13_sampling.ipynb by `pmd-dev tests`. Edit the notebook.
 import math
 from functools import partial
 
