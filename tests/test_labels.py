@@ -1,4 +1,4 @@
-# Made from nbs/99_labels.ipynb by `pmd-dev tests`. Edit the notebook.
+# Made from nbs/29_labels.ipynb by `pmd-dev tests`. Edit the notebook.
 import numpy as np
 import pytest
 import torch

@@ -11,7 +11,7 @@ from perceiver_moe_diffusion.tools.workflow import project_root
 
 
 def test_every_word_has_something_to_do_and_an_unknown_one_is_one_line(capsys):
-    assert set(COMMANDS) == {"tests", "readme", "faces", "picture", "check", "run", "mutate", "student"}
+    assert set(COMMANDS) == {"headers", "tests", "readme", "faces", "picture", "check", "run", "mutate", "student"}
     for words in ([], ["publish"], ["tests!"]):
         with pytest.raises(SystemExit) as stopped:
             pmd_dev(words)
@@ -20,7 +20,7 @@ def test_every_word_has_something_to_do_and_an_unknown_one_is_one_line(capsys):
 
 
 def test_the_made_files_are_in_step_with_the_notebooks():
-    assert in_step(project_root(Path(__file__).parent)) == [], "run pmd-dev tests, readme, faces and picture"
+    assert in_step(project_root(Path(__file__).parent)) == [], "run pmd-dev headers, tests, readme, faces and picture"
 
 
 def test_a_notebook_that_is_not_there_is_named():

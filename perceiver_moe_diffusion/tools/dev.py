@@ -6,13 +6,16 @@
 __all__ = ['pmd_dev']
 
 # %% ../../nbs/95_dev.ipynb #78172df4
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..core import UserError, require
 from .architecture import PACKAGE, make_faces, make_picture
+from .headers import make_headers, record_seconds
 from .mutate import mutate_words
 from perceiver_moe_diffusion.tools.workflow import (
     make_readme,
@@ -38,12 +41,20 @@ def run_chosen(root: Path, names: Sequence[str]) -> None:
     require(bool(chosen), f"notebook {' '.join(names)}", ", ".join(p.stem for p in notebooks(root)))
     for path in chosen:
         print(path.name, flush=True)
+        begun = time.perf_counter()
         run_notebook(path)
+        record_seconds(root, {path.stem: time.perf_counter() - begun}, threads_allowed())
+
+
+def threads_allowed() -> int:
+    "Threads that a notebook's kernel may use: what the environment says, else one for each processor."
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
 def in_step(root: Path) -> list[Path]:
     "Stale files: what is made from the notebooks and differs from them."
-    return [path for make in (make_tests, make_readme, make_faces, make_picture) for path in make(root, check=True)]
+    makers = (make_headers, make_tests, make_readme, make_faces, make_picture)
+    return [path for make in makers for path in make(root, check=True)]
 
 
 def check_all(root: Path) -> None:
@@ -67,6 +78,7 @@ def make_students(root: Path, words: Sequence[str]) -> None:
 
 # name -> what it does with the root and the words after it
 COMMANDS: Mapping[str, Callable[[Path, Sequence[str]], None]] = {
+    "headers": lambda root, words: report(root, make_headers(root), check=False),
     "tests": lambda root, words: report(root, make_tests(root), check=False),
     "readme": lambda root, words: report(root, make_readme(root), check=False),
     "faces": lambda root, words: report(root, make_faces(root), check=False),
@@ -79,12 +91,12 @@ COMMANDS: Mapping[str, Callable[[Path, Sequence[str]], None]] = {
 
 # %% ../../nbs/95_dev.ipynb #30debafd
 def pmd_dev(arguments: Sequence[str] | None = None) -> None:
-    "`pmd-dev WORD`: make tests, README, faces, picture; run notebooks; check; plant faults; make the students' copy."
+    "`pmd-dev WORD`: make heads, tests, README, faces, picture; run notebooks; check; plant faults; copy for students."
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         known = bool(arguments) and arguments[0] in COMMANDS
         require(known, f"pmd-dev {' '.join(arguments)}".strip(),
-                "tests, readme, faces, picture, check, run [NAME …], mutate [MODULE …] or student [FOLDER]")
+                "headers, tests, readme, faces, picture, check, run [NAME …], mutate [MODULE …], student [FOLDER]")
         COMMANDS[arguments[0]](project_root(), arguments[1:])
     except UserError as error:
         print(f"pmd-dev: {error}", file=sys.stderr)

@@ -142,7 +142,8 @@ def make_readme(root: Path, check: bool = False) -> list[Path]:  # the file, if 
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
 
-    hide = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide_input"}}})
+    hide = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide_input"},
+                                             "remove_cell_tags": {"index_only"}}})
     text, resources = MarkdownExporter(config=hide).from_filename(str(root / "nbs" / "index.ipynb"))
     require(not resources.get("outputs"), "a picture among the outputs of index.ipynb",
             "pictures as files under nbs/images", "The README cannot embed outputs.")
@@ -165,6 +166,7 @@ def run_notebook(
     notebook = nbformat.read(path, as_version=4)
     notebook.cells += [nbformat.v4.new_code_cell(text) for text in more]
     NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, store_widget_state=True,
+                   coalesce_streams=True,
                    resources={"metadata": {"path": str(path.parent)}}).execute()
     if keep:
         for cell in notebook.cells:
