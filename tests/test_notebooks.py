@@ -44,13 +44,33 @@ def test_is_fit_to_be_read(path):
     assert not re.search(r"/(home|root|tmp|work)/\w", path.read_text()), "a path of somebody's machine"
 
 
+def words_between_code(cells):
+    """How many words of prose stand between two code cells, for each such place.
+
+    Tables, equations and quoted code do not count, and an exercise or the summary begins a place of its own.
+    """
+    places = [0]
+    for cell in cells:
+        if cell["cell_type"] != "markdown":
+            places.append(0)
+            continue
+        text = re.sub(r"\$\$.*?\$\$|```.*?```", " ", cell["text"], flags=re.S)
+        for part in re.split(r"^(?=## (?:Summary|Exercises|References)|\*\*Exercise)", text, flags=re.M):
+            if re.match(r"## (Summary|Exercises|References)|\*\*Exercise", part):
+                places.append(0)
+            prose = [line for line in part.splitlines() if not line.startswith(("|", "![", "#", ">"))]
+            places[-1] += len(" ".join(prose).split())
+    return places
+
+
 @NOTEBOOKS
 def test_reads_in_house_style(path):
     cells = read_cells(path)
     first = cells[0]["text"]
     assert first.startswith("# ") and "\n> " in first, "a title and a subtitle"
     if path.stem != "index":
-        assert re.search(r"^\| needs \| you build \| CPU time \|", first, re.M), "a header table"
+        assert re.search(r"^\| needs \| you build \| minutes to read \| seconds to run \|", first, re.M), "a header"
+        assert max(words_between_code(cells[1:])) <= 120, "a reader wants something to happen"
         prose = "\n".join(cell["text"] for cell in cells if cell["cell_type"] == "markdown")
         assert re.search(r"^## Summary", prose, re.M) and re.search(r"^## Exercises", prose, re.M)
         assert any(cell.get("outputs") for cell in cells), "outputs are kept"
