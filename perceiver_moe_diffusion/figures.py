@@ -143,6 +143,10 @@ def show_curves(
             axes.plot(x, y, label=name, linewidth=1.5)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log" if logx else "linear",
                  yscale="log" if logy else "linear")
+        for axis, is_log in ((axes.xaxis, logx), (axes.yaxis, logy)):
+            if is_log:  # ticks as plain numbers: formulas are not read
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("")
         if len(curves) > 1:
             axes.legend(frameon=False)
         figure.tight_layout()
