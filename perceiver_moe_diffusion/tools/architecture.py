@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..core import require
+from ..explore.model_picture import model_pictures
 from .workflow import write_if_changed
 
 # %% ../../nbs/94_architecture.ipynb #807720fb
@@ -257,7 +258,8 @@ def draw_house(imports: Sequence[Import]) -> str:
     return "\n".join([head, f"<style>{STYLE_OF_PICTURE}</style>", TIP, *lines, *boxes, "</svg>", ""])
 
 
-def make_picture(root: Path, check: bool = False) -> list[Path]:  # the file, if it was out of date
-    "Generate `nbs/images/architecture.svg` from the imports."
-    path = root / "nbs" / "images" / "architecture.svg"
-    return [path] if write_if_changed(path, draw_house(read_imports(root / PACKAGE)), check) else []
+def make_picture(root: Path, check: bool = False) -> list[Path]:  # the files that were out of date
+    "Generate the pictures in `nbs/images`: the architecture from the imports, the model from the shapes in a run of it."
+    texts = {"architecture": draw_house(read_imports(root / PACKAGE)), **model_pictures()}
+    pictures = {root / "nbs" / "images" / f"{name}.svg": text for name, text in texts.items()}
+    return [path for path, text in pictures.items() if write_if_changed(path, text, check)]
