@@ -62,7 +62,8 @@ def test_the_shapes_are_those_of_a_run():
     assert {name: shapes[name] for name in made} == {name: ("B", *x.shape[1:]) for name, x in made.items()}
     assert shapes["blocks"] == (len(output.routings) - 1,)  # the last one is the decoder's
     routing = output.routings[0]
-    assert (shapes["logits"], shapes["expert_ids"]) == (("R", routing.logits.shape[1]), ("R", routing.expert_ids.shape[1]))
+    for name, x in (("logits", routing.logits), ("expert_ids", routing.expert_ids)):
+        assert shapes[name] == ("R", x.shape[1])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -112,14 +113,14 @@ def text_width(text, name=False):
 
 def labels(shapes):
     for _, x, y, text, look in [*(("", *a.at, a.label, "") for a in ARROWS if a.label), *NOTES]:
-        text = text.format(**words_for(shapes))
-        half = text_width(text, "name" in look) / 2
-        yield text, (x - half, y - 9, x + half, y + 2)
+        words = text.format(**words_for(shapes))
+        half = text_width(words, "name" in look) / 2
+        yield words, (x - half, y - 9, x + half, y + 2)
 
 
 def test_no_box_lies_on_another():
     for name, box in BOXES.items():
-        assert 0 < box.x and 0 < box.y and box.x + box.width < WIDTH and box.y + box.height < HEIGHT
+        assert min(box.x, box.y) > 0 and box.x + box.width < WIDTH and box.y + box.height < HEIGHT
         for other, beside in BOXES.items():
             inside = name in FRAMES or other in FRAMES
             assert name == other or inside or not overlap(extent(box), extent(beside)), (name, other)

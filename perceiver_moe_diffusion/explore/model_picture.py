@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/69_model_picture.ipynb #85934ee1
+# %% ../../nbs/69_model_picture.ipynb #6c26c9a1
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,7 +19,7 @@ from ..models.denoiser import PerceiverDenoiser
 from ..models.moe import MoE, build_moe
 from ..models.perceiver import PerceiverIO
 
-# %% ../../nbs/69_model_picture.ipynb #0ef3a9a6
+# %% ../../nbs/69_model_picture.ipynb #b78afd91
 Shape = tuple[str | int, ...]  # of an array; the axes that grow with the batch have letters: B images, R rows
 
 
@@ -28,11 +28,12 @@ def shape_of(x: torch.Tensor, batch: int) -> Shape:
     return ("B" if len(x) == batch else "R", *x.shape[1:])
 
 
-def watched_parts(model: PerceiverDenoiser) -> dict[str, tuple[torch.nn.Module, Callable]]:
+def watched_parts(model: PerceiverDenoiser) -> dict[str, tuple[Any, Callable]]:
     "Name in the picture -> the module to hook, and what to take of its arguments and its output."
     given, made, first = lambda x, y: x[0], lambda x, y: y, lambda x, y: y[0]
-    core, condition = model.core, model.condition
-    parts = {
+    core: Any = model.core
+    condition = model.condition
+    parts: dict[str, tuple[Any, Callable]] = {
         "x_t": (model, given), "t": (condition, given), "label": (condition, lambda x, y: x[1]),
         "condition": (condition, made), "tokens": (model.query, given), "queries": (model.query, made),
         "encoded": (core.stages[0].read, first), "processed": (core.stages[-1], first),
@@ -46,13 +47,14 @@ def watched_parts(model: PerceiverDenoiser) -> dict[str, tuple[torch.nn.Module, 
                       "expert_ids": (layer.router, lambda x, y: y.expert_ids)}
     return parts
 
-# %% ../../nbs/69_model_picture.ipynb #fb84163a
+# %% ../../nbs/69_model_picture.ipynb #eb2836fe
 @torch.no_grad()
 def model_shapes(
     model: PerceiverDenoiser,
 ) -> dict[str, Shape]:  # name in the picture -> shape
     "Shapes of what flows through a denoiser, read by forward hooks from one run of it on three empty images."
-    core, like, batch = model.core, model.to_latent.weight, 3
+    core: Any = model.core
+    like, batch = model.to_latent.weight, 3
     shapes: dict[str, Shape] = {"positions": tuple(model.adapter.positions.shape), "latents": tuple(core.latents.shape),
                                 "blocks": (sum(len(stage.blocks) for stage in core.stages),)}
 
@@ -197,6 +199,29 @@ def style_sheet() -> str:
     light, dark = (written(theme_rules(*theme)) for theme in THEMES.values())
     return "\n".join([*written(fixed), *light, "@media (prefers-color-scheme:dark){", *dark, "}"])
 
+# %% ../../nbs/69_model_picture.ipynb #62cb2adb
+WHOLE = ("network", "embed", "positions", "queries", "encode", "latents", "process", "attention", "router", "experts",
+         "decode", "head")
+PIECES: dict[str, tuple[str, ...]] = {  # a notebook -> the boxes that it is about
+    "10_points": ("data", "forward", "x_t", "loss", "guidance", "predict", "step"),
+    "11_derivations": ("data", "forward", "x_t", "loss", "guidance", "predict", "step"),
+    "12_process": ("data", "forward", "t", "x_t", "loss"),
+    "13_sampling": ("x_t", "guidance", "predict", "step"),
+    "20_fourier": ("positions",),
+    "21_attention": ("encode", "attention", "decode"),
+    "22_perceiver": ("encode", "latents", "process", "attention", "decode"),
+    "23_adapters": ("embed", "positions", "queries", "head"),
+    "24_modalities": ("x_t", "embed", "positions"),
+    "25_denoiser": ("t", "label", "condition", "queries"),
+    "26_classifier": ("queries", "decode", "head"),
+    "27_upscaler": ("x_t", "embed"),
+    "29_labels": ("label",),
+    "30_moe": ("router", "experts", "auxiliary"),
+    "31_experts": ("experts",),
+    "32_flops": WHOLE,
+    "33_mixture_of_denoisers": ("network", "t", "label"),
+}
+
 # %% ../../nbs/69_model_picture.ipynb #e7d6dced
 def written(text: str) -> str:
     "Text with its indices set lower and its powers higher: x_t, b^2."
@@ -298,29 +323,6 @@ def model_svg(
     card = f'<rect class="card" x=".5" y=".5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="10"/>'
     told = [f"<title>{title}</title>", f"<desc>{about}</desc>", f"<style>{style_sheet()}</style>"]
     return "\n".join([head, *told, card, *drawn, "</svg>", ""])
-
-# %% ../../nbs/69_model_picture.ipynb #62cb2adb
-WHOLE = ("network", "embed", "positions", "queries", "encode", "latents", "process", "attention", "router", "experts",
-         "decode", "head")
-PIECES: dict[str, tuple[str, ...]] = {  # a notebook -> the boxes that it is about
-    "10_points": ("data", "forward", "x_t", "loss", "guidance", "predict", "step"),
-    "11_derivations": ("data", "forward", "x_t", "loss", "guidance", "predict", "step"),
-    "12_process": ("data", "forward", "t", "x_t", "loss"),
-    "13_sampling": ("x_t", "guidance", "predict", "step"),
-    "20_fourier": ("positions",),
-    "21_attention": ("encode", "attention", "decode"),
-    "22_perceiver": ("encode", "latents", "process", "attention", "decode"),
-    "23_adapters": ("embed", "positions", "queries", "head"),
-    "24_modalities": ("x_t", "embed", "positions"),
-    "25_denoiser": ("t", "label", "condition", "queries"),
-    "26_classifier": ("queries", "decode", "head"),
-    "27_upscaler": ("x_t", "embed"),
-    "29_labels": ("label",),
-    "30_moe": ("router", "experts", "auxiliary"),
-    "31_experts": ("experts",),
-    "32_flops": WHOLE,
-    "33_mixture_of_denoisers": ("network", "t", "label"),
-}
 
 # %% ../../nbs/69_model_picture.ipynb #18f8f8b1
 def model_pictures() -> dict[str, str]:

@@ -259,7 +259,7 @@ def draw_house(imports: Sequence[Import]) -> str:
 
 
 def make_picture(root: Path, check: bool = False) -> list[Path]:  # the files that were out of date
-    "Generate the pictures in `nbs/images`: the architecture from the imports, the model from the shapes in a run of it."
+    "Generate the pictures in `nbs/images`: the architecture from the imports, the model from the shapes of a run."
     texts = {"architecture": draw_house(read_imports(root / PACKAGE)), **model_pictures()}
     pictures = {root / "nbs" / "images" / f"{name}.svg": text for name, text in texts.items()}
     return [path for path, text in pictures.items() if write_if_changed(path, text, check)]
