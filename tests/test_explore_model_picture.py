@@ -179,12 +179,12 @@ def test_every_text_has_a_contrast_of_at_least_four_and_a_half(theme):
     rules = theme_rules(*THEMES[theme])
     colour = lambda selector: rules[selector][5:12]  # fill:#rrggbb
     ink, quiet = colour("text"), colour("text.shape,text.dim")
-    grounds = [selector for selector in rules if selector.startswith(("rect", ".card", ".frame"))]
-    assert len(grounds) == 2 * len(KINDS) + 4
+    grounds = [selector for selector in rules if selector.startswith(("rect", ".card", ".frame", ".block"))]
+    assert len(grounds) == 2 * len(KINDS) + 5
     for selector in grounds:
         if "fill" in rules[selector]:
             assert contrast(ink, colour(selector)) >= 4.5, selector
-    for selector in (".card,.spare", ".frame", "rect.dim"):
+    for selector in (".card,.spare", ".frame", ".block", "rect.dim"):
         assert contrast(quiet, colour(selector)) >= 4.5, selector
 
 

@@ -77,14 +77,14 @@ def default_denoiser(input_shape: Sequence[int] = (1, 8, 8), num_classes: int = 
     experts = partial(build_moe, num_experts=4, top_k=2)
     return PerceiverDenoiser(input_shape, num_classes, core=partial(PerceiverIO, feed_forward=experts))
 
-# %% ../../nbs/69_model_picture.ipynb #3c49dd72
+# %% ../../nbs/69_model_picture.ipynb #796f9480
 class Box(NamedTuple):
     "A part of the picture: where it stands, what kind of part it is, and what is written in it."
     x: float       # of its left upper corner
     y: float
     width: float
     height: float
-    kind: str      # train, net, condition, expert or sample: its colour; frame, none
+    kind: str      # train, net, condition, expert or sample: its colour; block and frame have others in them
     text: str = "" # lines; those that end in * are its name
 
 
@@ -113,7 +113,7 @@ BOXES = {
     "encode": Box(270, 152, 70, 72, "net", "encode*|cross-|attention"),
     "latents": Box(270, 242, 70, 36, "net", "latents*|{latents}"),
     "queries": Box(226, 288, 114, 36, "net", "queries*|position + token"),
-    "process": Box(406, 132, 126, 154, "net"),
+    "process": Box(406, 132, 126, 154, "block"),
     "attention": Box(414, 156, 110, 22, "net", "self-attention*"),
     "router": Box(414, 188, 110, 22, "expert", "router: {k} of {E}*"),
     "experts": Box(414, 222, 110, 20, "none"),
@@ -161,7 +161,7 @@ NOTES = (  # the box that it belongs to, the middle of the line, the text, its c
     ("step", 184, 403, "from noise, t = T − 1, to the image, t_next = −1", "shape"),
 )
 
-# %% ../../nbs/69_model_picture.ipynb #65dcbc1d
+# %% ../../nbs/69_model_picture.ipynb #23c47260
 def mix(colour: str, other: str, share: float) -> str:
     "A colour with a share of another one in it, both as #rrggbb."
     both = zip(*([int(c[i:i + 2], 16) for i in (1, 3, 5)] for c in (colour, other)))
@@ -177,7 +177,8 @@ def theme_rules(ground: str, ink: str, quiet: str) -> dict[str, str]:
     pale, net = mix(ground, quiet, .5), KINDS["net"]
     rules = {"text": f"fill:{ink}", "text.shape,text.dim": f"fill:{quiet}",
              ".card,.spare": f"fill:{ground};stroke:{pale}",
-             ".frame": f"fill:{mix(ground, net, .05)};stroke:{pale}"}
+             ".frame": f"fill:{mix(ground, net, .05)};stroke:{pale}",
+             ".block": f"fill:{mix(ground, net, .14)};stroke:{mix(net, ink, .25)}"}
     for kind, colour in KINDS.items():
         edge = mix(colour, ink, .25)
         rules |= {f"rect.{kind}": f"fill:{mix(ground, colour, .14)};stroke:{edge}",
