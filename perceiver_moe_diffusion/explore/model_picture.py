@@ -47,7 +47,7 @@ def watched_parts(model: PerceiverDenoiser) -> dict[str, tuple[Any, Callable]]:
                       "expert_ids": (layer.router, lambda x, y: y.expert_ids)}
     return parts
 
-# %% ../../nbs/69_model_picture.ipynb #eb2836fe
+# %% ../../nbs/69_model_picture.ipynb #33d8b53f
 @torch.no_grad()
 def model_shapes(
     model: PerceiverDenoiser,
@@ -62,11 +62,13 @@ def model_shapes(
         return lambda module, x, y: shapes.update({name: shape_of(pick(x, y), batch)})
 
     hooks = [part.register_forward_hook(hook(name, pick)) for name, (part, pick) in watched_parts(model).items()]
-    was_training, zeros = model.training, torch.zeros(batch, dtype=torch.long, device=like.device)
+    modes = [(part, part.training) for part in model.modules()]
+    zeros = torch.zeros(batch, dtype=torch.long, device=like.device)
     try:
         model.eval()(like.new_zeros(batch, *model.input_shape), zeros, zeros)
     finally:
-        model.train(was_training)
+        for part, mode in modes:
+            part.training = mode
         for handle in hooks:
             handle.remove()
     return shapes
