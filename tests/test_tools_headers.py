@@ -52,9 +52,10 @@ def test_the_neighbours_are_linked():
 def test_minutes_count_prose_and_code_and_pass_over_tests_and_solutions():
     cell = lambda kind, text, *marks: {"cell_type": kind, "text": text, "metadata": {"tags": list(marks)}}
     prose, code = cell("markdown", "word " * 400), cell("code", "x = 1\n" * 40)
-    assert minutes_to_read([prose, code]) == 4
-    assert minutes_to_read([prose, cell("code", "#| test\n" * 900), cell("code", "x\n" * 900, "solution")]) == 2
-    assert minutes_to_read([]) == 1
+    head = cell("markdown", "word " * 9000)
+    assert minutes_to_read([head, prose, code]) == 4
+    assert minutes_to_read([head, prose, cell("code", "#| test\n" * 900), cell("code", "x\n" * 900, "solution")]) == 2
+    assert minutes_to_read([head]) == 1
 
 
 def test_seconds_are_kept_beside_those_of_before_and_forgotten_with_their_notebook(tmp_path):

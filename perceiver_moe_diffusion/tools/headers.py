@@ -21,7 +21,8 @@ WORDS_A_MINUTE, LINES_A_MINUTE = 200, 20
 
 
 def minutes_to_read(cells: Sequence[dict]) -> int:
-    "Reading time of a notebook, from its words of prose and its lines of code, without tests and solutions."
+    "Reading time of what follows a notebook's head, from its words of prose and lines of code; no tests, no solutions."
+    cells = cells[1:]  # what is made from the minutes must not change them
     prose = [cell["text"] for cell in cells if cell["cell_type"] == "markdown"]
     passed_over = lambda cell: "test" in directives(cell["text"]) or tags(cell) & {"solution", "exercise"}
     code = [cell["text"] for cell in cells if cell["cell_type"] == "code" and not passed_over(cell)]
