@@ -9,7 +9,7 @@ from perceiver_moe_diffusion.tools.workflow import notebooks, read_cells, run_no
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = pytest.mark.parametrize("path", notebooks(ROOT), ids=lambda path: path.stem)
-EXPLORERS = {"00_tour", "62_widgets", "63_guidance_explorer", "66_routing_explorer", "67_attention_maps",
+EXPLORERS = {"00_tour", "10_points", "62_widgets", "63_guidance_explorer", "66_routing_explorer", "67_attention_maps",
              "68_forward_process"}
 # Whoever runs notebooks by program loses what a thread sends between two cells: so pictures are sent once more when all
 # is quiet.
