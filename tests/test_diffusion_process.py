@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.diffusion.process import (
     Diffusion,
+    LossNoise,
     PredictionType,
     bits_per_dim,
     cosine,
@@ -97,8 +98,11 @@ class Oracle:
 
 @pytest.mark.parametrize("prediction_type", ["eps", "x0", "v"])
 @pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
-def test_a_model_that_knows_the_image_has_no_loss(prediction_type, loss):
-    diffusion = Diffusion(prediction_type=prediction_type, loss=loss, min_snr_gamma=5)
+@pytest.mark.parametrize("min_snr_gamma", [None, 5])
+def test_a_model_that_knows_the_image_has_no_loss(prediction_type, loss, min_snr_gamma):
+    if loss == "huber" and prediction_type != "x0":
+        min_snr_gamma = None
+    diffusion = Diffusion(prediction_type=prediction_type, loss=loss, min_snr_gamma=min_snr_gamma)
     x0 = torch.rand(6, 1, 4, 4, dtype=torch.float64) * 2 - 1
     draw = diffusion.sample_noise(6, (1, 4, 4), torch.Generator().manual_seed(0))
     value, routings = diffusion.loss(Oracle(diffusion, x0), x0, torch.zeros(6, dtype=torch.long), draw)
@@ -127,10 +131,56 @@ def test_min_snr_weights_are_those_of_the_paper():
     assert_close(Diffusion().weight(t), torch.ones(1000))
 
 
-@pytest.mark.parametrize("prediction_type", ["x0", "v"])
-def test_with_zero_terminal_snr_min_snr_gives_the_last_timestep_no_weight(prediction_type):
-    weight = Diffusion(zero_snr=True, prediction_type=prediction_type, min_snr_gamma=5).weight(torch.arange(1000))
-    assert weight[-1] == 0 and (weight[:-1] > 0).all()
+@pytest.mark.parametrize("schedule", [linear, cosine])
+@pytest.mark.parametrize("prediction_type, loss", [("x0", "mse"), ("v", "mse"), ("v", "l1"), ("x0", "huber")])
+def test_with_zero_terminal_snr_min_snr_trains_the_last_timestep_as_much_as_the_one_before(
+    prediction_type, loss, schedule
+):
+    diffusion = Diffusion(1000, schedule, True, prediction_type, loss, min_snr_gamma=5)
+    weight, snr = diffusion.weight(torch.arange(1000)), diffusion.alpha_bar / (1 - diffusion.alpha_bar)
+    assert snr[-1] == 0 and (weight > 0).all()
+    assert_close(weight[-1], weight[-2], rtol=1e-4, atol=0)
+    if loss == "mse":  # and no other timestep has another weight than the paper's
+        assert_close(weight[:-1], (snr.clamp(max=5) / (1 if prediction_type == "x0" else snr + 1))[:-1].float())
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
+@pytest.mark.parametrize("prediction_type", ["eps", "x0", "v"])
+@pytest.mark.parametrize("t", [100, 500, 900])
+def test_a_weighted_loss_is_min_snr_times_the_error_of_x0_whatever_is_predicted(loss, prediction_type, t):
+    """One error in x0, told in three ways, costs the same.
+
+    The factor from y to x0 counts squared for the squared error and once for the absolute one.
+    """
+    if loss == "huber" and prediction_type != "x0":
+        return
+    diffusion, x0 = Diffusion(1000, cosine, False, prediction_type, loss, min_snr_gamma=5), torch.zeros(1, 1, 2, 2)
+    noise = LossNoise(torch.tensor([t]), torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0)),
+                      torch.tensor([False]))
+    error, snr = torch.tensor([0.3, -0.1, 0.2, 0.05]).view(1, 1, 2, 2), diffusion.alpha_bar / (1 - diffusion.alpha_bar)
+
+    class Wrong(Oracle):
+        "The exact target of an image that is wrong by `error`."
+        def __call__(self, x_t, t, label, return_routing=False):
+            a, b = self.diffusion.rates(t, x_t)
+            wrong = self.x0 + error
+            return self.diffusion.prediction_type.target(wrong, (x_t - a * wrong) / b, a, b), []
+
+    value, _ = diffusion.loss(Wrong(diffusion, x0), x0, torch.zeros(1, dtype=torch.long), noise)
+    cost = {"mse": error**2, "l1": error.abs(), "huber": error**2 / 2}[loss].mean()
+    assert_close(value, snr[t].clamp(max=5).float() * cost, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("prediction_type", ["eps", "v"])
+def test_hubers_error_with_min_snr_is_refused_by_the_loss_and_an_old_model_still_loads(prediction_type):
+    diffusion = Diffusion(100, prediction_type=prediction_type, loss="huber", min_snr_gamma=5)  # as a loaded model does
+    x0 = torch.zeros(2, 1, 2, 2)
+    assert diffusion.q_sample(x0, torch.tensor([1, 50]), x0).shape == x0.shape
+    said = f"min_snr_gamma=5 with loss=huber and prediction_type={prediction_type} is not possible; allowed: loss=mse"
+    with pytest.raises(UserError, match=said) as error:
+        diffusion.loss(Oracle(diffusion, x0), x0, torch.zeros(2, dtype=torch.long),
+                       diffusion.sample_noise(2, (1, 2, 2), torch.Generator().manual_seed(0)))
+    assert "\n" not in str(error.value)
 
 
 def test_levels_cover_the_range_and_each_is_as_likely_as_another():

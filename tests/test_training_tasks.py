@@ -201,6 +201,12 @@ def test_the_loss_of_a_diffusion_is_where_the_images_are(schedule):
     assert loss.device.type == "meta" and len(routings) == 2
 
 
+def test_a_loss_that_cannot_be_weighted_is_refused_when_its_task_is_made():
+    diffusion = Diffusion(loss="huber", min_snr_gamma=5)
+    with pytest.raises(UserError, match="min_snr_gamma=5 with loss=huber and prediction_type=v is not possible"):
+        DiffusionModule(tiny_denoiser(), diffusion, torch.optim.AdamW)
+
+
 @pytest.mark.parametrize("router", [IntervalRouter, soft_intervals, NoiseRouter, LabelRouter])
 def test_a_mixture_of_denoisers_is_where_it_is(router):
     net, x = mixture(router).to("meta"), torch.zeros(6, 1, 8, 8, device="meta")

@@ -36,7 +36,7 @@ def cosine(timesteps: int = 1000, offset: float = 0.008) -> torch.Tensor:
     f = torch.cos((torch.linspace(0, 1, timesteps + 1, dtype=torch.float64) + offset) / (1 + offset) * math.pi / 2) ** 2
     return alpha_bar_from_betas((1 - f[1:] / f[:-1]).clamp(max=0.999))
 
-# %% ../../nbs/12_process.ipynb #ff5996f6
+
 def sigmoid(timesteps: int = 1000, start: float = 1e-4, end: float = 0.02) -> torch.Tensor:
     """Sigmoid β schedule as ᾱ [T]: β rises as a sigmoid from −6 to 6, scaled by 1000/T.
 
@@ -104,15 +104,10 @@ class Loss(Enum):
     l1 = member(F.l1_loss)
     huber = member(F.huber_loss)
 
-# %% ../../nbs/12_process.ipynb #74cf02b6
-Member = TypeVar("Member", bound=Enum)
-
-
-def _enum_member(choices: type[Member], setting: str, value: Member | str) -> Member:
-    "A member of an enumeration, given itself or its name."
-    known = value in choices if isinstance(value, Enum) else value in choices.__members__
-    require(known, f"{setting}={value}", ", ".join(choices.__members__))
-    return choices[value] if isinstance(value, str) else value
+    @property
+    def power(self) -> int | None:
+        "p, if an error c times as large costs cᵖ times as much; None: there is none."
+        return {Loss.mse: 2, Loss.l1: 1}.get(self)
 
 # %% ../../nbs/12_process.ipynb #ff897c24
 class LossNoise(NamedTuple):
@@ -126,6 +121,16 @@ class LossNoise(NamedTuple):
         return LossNoise(*(part.chunk(processes)[rank] for part in self))
 
 # %% ../../nbs/12_process.ipynb #6504fd67
+Member = TypeVar("Member", bound=Enum)
+
+
+def _enum_member(choices: type[Member], setting: str, value: Member | str) -> Member:
+    "A member of an enumeration, given itself or its name."
+    known = value in choices if isinstance(value, Enum) else value in choices.__members__
+    require(known, f"{setting}={value}", ", ".join(choices.__members__))
+    return choices[value] if isinstance(value, str) else value
+
+
 def as_index(t: torch.Tensor) -> torch.Tensor:
     "Timesteps of any width as an index; PyTorch would read bytes as a mask, and fractions are none."
     whole = not t.is_floating_point() and not t.is_complex() and t.dtype != torch.bool
@@ -185,9 +190,17 @@ class Diffusion:
         "Min-SNR weight [B] of the loss on the network's own target: `min(SNR, γ)` for x0, carried over to ε or v."
         if self.min_snr_gamma is None:
             return torch.ones_like(t, dtype=torch.float32)
+        power = 0 if self.prediction_type is PredictionType.x0 else self.loss_fn.power
+        require(power is not None, f"min_snr_gamma={self.min_snr_gamma} with loss={self.loss_fn.name} and "
+                f"prediction_type={self.prediction_type.name}", "loss=mse or loss=l1, or prediction_type=x0",
+                "Or train without the weighting: min_snr_gamma=null.")
         a, b = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
-        capped = ((a / b) ** 2).clamp(max=self.min_snr_gamma)
-        per_timestep = capped.mul(self.prediction_type.x0_per_output(a, b) ** 2).float()
+        snr = (a / b) ** 2
+        # Pure noise counts as the timestep before it: its own SNR is 0, and the start of sampling would not be trained.
+        # No recorded run weighted the loss, so no result changes; and unlike a warning, a floor asks nothing of anyone.
+        snr = snr.clamp(min=snr[snr > 0].min())
+        capped = snr.clamp(max=self.min_snr_gamma)
+        per_timestep = capped.mul(self.prediction_type.x0_per_output(a, b) ** power).float()
         return per_timestep.to(t.device)[as_index(t)]
 
     def sample_noise(self,
@@ -234,6 +247,15 @@ def posterior(
     return (per_x0 * x0).add_(x_t, alpha=per_x_t), beta * (1 - alpha_bar_next) / (1 - alpha_bar)
 
 # %% ../../nbs/12_process.ipynb #3c54da58
+def _normal_kl(
+    true_mean: torch.Tensor, true_variance: float,  # of q
+    mean: torch.Tensor, variance: float,            # of p
+) -> torch.Tensor:                                  # nats, of the shape of the means
+    "KL divergence of two normal distributions, KL(q‖p)."
+    ratio = true_variance / variance
+    return 0.5 * (ratio - 1 - math.log(ratio) + (true_mean - mean) ** 2 / variance)
+
+
 def _bin_log_probability(
     x0: torch.Tensor,    # [B, ...] in [−1, 1]
     mean: torch.Tensor,  # [B, ...] of the model's normal distribution
@@ -245,15 +267,6 @@ def _bin_log_probability(
     upper = torch.where(x0 >= 1 - half, torch.inf, (x0 + half - mean) / std)
     lower = torch.where(x0 <= -1 + half, -torch.inf, (x0 - half - mean) / std)
     return (torch.special.ndtr(upper) - torch.special.ndtr(lower)).clamp(min=1e-12).log()
-
-
-def _normal_kl(
-    true_mean: torch.Tensor, true_variance: float,  # of q
-    mean: torch.Tensor, variance: float,            # of p
-) -> torch.Tensor:                                  # nats, of the shape of the means
-    "KL divergence of two normal distributions, KL(q‖p)."
-    ratio = true_variance / variance
-    return 0.5 * (ratio - 1 - math.log(ratio) + (true_mean - mean) ** 2 / variance)
 
 # %% ../../nbs/12_process.ipynb #cd10c0bd
 @torch.no_grad()

@@ -34,6 +34,7 @@ class DiffusionModule(TrainingModule):
         seed: int = 0,
     ):
         super().__init__(model, optimizer, warmup_steps, balance_weight, z_weight, seed)
+        diffusion.weight(torch.tensor([0]))  # refuses a loss that cannot be weighted before anything is trained
         self.diffusion = diffusion
 
     def loss(self, batch: Batch, stream: Stream) -> tuple[torch.Tensor, list[Routing]]:
