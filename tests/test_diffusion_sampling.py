@@ -22,6 +22,69 @@ from perceiver_moe_diffusion.diffusion.sampling import (
 )
 
 
+class Toy:
+    "A model with a different answer for each label, and none of the batch's business elsewhere."
+    null_label = 10
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, x, t, label):
+        self.calls.append(len(x))
+        return torch.tanh(x) * (1 + label.view(-1, 1, 1, 1)) + t.view(-1, 1, 1, 1) / 1000
+
+
+X, T5, LABEL = (torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((5,), 300),
+                torch.arange(5))
+
+
+@pytest.mark.parametrize("s", [0.5, 2.0, 7.5])
+def test_the_two_forms_of_guidance_agree(s):
+    model, w = Toy(), s - 1
+    cond, uncond = model(X, T5, LABEL), model(X, T5, torch.full_like(LABEL, 10))
+    assert_close(classifier_free_guidance(model, X, T5, LABEL, s), (1 + w) * cond - w * uncond)
+
+
+def test_scale_1_is_conditional_and_0_unconditional_and_either_is_one_forward():
+    model = Toy()
+    assert_close(classifier_free_guidance(model, X, T5, LABEL, 1.0), model(X, T5, LABEL))
+    assert_close(classifier_free_guidance(model, X, T5, LABEL, 0.0), model(X, T5, torch.full_like(LABEL, 10)))
+    assert set(model.calls) == {5}
+    classifier_free_guidance(model, X, T5, LABEL, 1.5)
+    assert model.calls[-1] == 10
+
+
+def test_each_image_may_have_its_own_scale():
+    scales = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
+    together = classifier_free_guidance(Toy(), X, T5, LABEL, scales)
+    alone = torch.cat(
+        [classifier_free_guidance(Toy(), X[i : i + 1], T5[:1], LABEL[i : i + 1], float(s))
+         for i, s in enumerate(scales)]
+    )
+    assert_close(together, alone)
+
+
+@pytest.mark.parametrize("prediction_type", list(PredictionType))
+def test_guidance_commutes_with_the_prediction_type(prediction_type):
+    """Guiding the answer is guiding x0: the step from one to the other is linear.
+
+    (Clipping and rescale are not, hence the order of the loop.)
+    """
+    a, b = 0.6, 0.8
+    cond, uncond, x = torch.randn(3, 2, 1, 4, 4)
+    guided = prediction_type.to_x0(uncond + 3 * (cond - uncond), x, a, b)
+    x0_c, x0_u = prediction_type.to_x0(cond, x, a, b), prediction_type.to_x0(uncond, x, a, b)
+    assert_close(guided, x0_u + 3 * (x0_c - x0_u))
+
+
+def test_full_rescale_brings_back_the_conditional_contrast():
+    model = Toy()
+    guided = classifier_free_guidance(model, X, T5, LABEL, 5.0, rescale=1.0)
+    assert_close(guided.std((1, 2, 3)), model(X, T5, LABEL).std((1, 2, 3)))
+    assert_close(classifier_free_guidance(model, X, T5, LABEL, 5.0, rescale=0.5),
+                 (guided + classifier_free_guidance(model, X, T5, LABEL, 5.0)) / 2)
+
+
 @pytest.mark.parametrize("T, steps", [(1000, 1), (1000, 12), (1000, 1000), (10, 7)])
 def test_steps_begin_at_pure_noise_end_at_the_image_and_are_linked(T, steps):
     pairs = trailing_step_pairs(T, steps)
@@ -88,67 +151,67 @@ def test_steps_images_and_neighbours_share_nothing():
         assert (torch.corrcoef(rows) - torch.eye(16)).abs().max() < 5 / flat.shape[1] ** 0.5
 
 
-class Toy:
-    "A model with a different answer for each label, and none of the batch's business elsewhere."
-    null_label = 10
+class GaussianModel:
+    "The exact denoiser for data from N(0.3, 0.5²)."
+    null_label = 0
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, diffusion):
+        self.diffusion = diffusion
 
     def __call__(self, x, t, label):
-        self.calls.append(len(x))
-        return torch.tanh(x) * (1 + label.view(-1, 1, 1, 1)) + t.view(-1, 1, 1, 1) / 1000
+        a, b = self.diffusion.rates(t, x)
+        x0 = 0.3 + a * 0.25 / (a**2 * 0.25 + b**2) * (x - a * 0.3)
+        return self.diffusion.prediction_type.target(x0, (x - a * x0) / b, a, b)
 
 
-X, T5, LABEL = (torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((5,), 300),
-                torch.arange(5))
+def endpoint_error(sampler):
+    diffusion = Diffusion(1000, cosine)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
+    a, b = diffusion.alpha_bar[-1].sqrt(), (1 - diffusion.alpha_bar[-1]).sqrt()
+    exact = 0.3 + 0.5 * (x - 0.3 * a) / (a**2 * 0.25 + b**2).sqrt()         # the ODE keeps each point's quantile
+    *_, last = sampler.iterate(GaussianModel(diffusion), diffusion, torch.zeros(9, dtype=torch.long), x)
+    return float((last.x_next - exact).abs().max())
 
 
-@pytest.mark.parametrize("s", [0.5, 2.0, 7.5])
-def test_the_two_forms_of_guidance_agree(s):
-    model, w = Toy(), s - 1
-    cond, uncond = model(X, T5, LABEL), model(X, T5, torch.full_like(LABEL, 10))
-    assert_close(classifier_free_guidance(model, X, T5, LABEL, s), (1 + w) * cond - w * uncond)
+def path_error(sampler, start=900, stop=200):
+    "The largest distance from the exact path at `stop`, after the sampler's even steps from the exact path at `start`."
+    diffusion, z = Diffusion(1000, cosine), torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
+
+    def exact(t):  # the point of each path that has the quantile z
+        alpha_bar = diffusion.alpha_bar[t]
+        return 0.3 * alpha_bar.sqrt() + z * (alpha_bar * 0.25 + 1 - alpha_bar).sqrt()
+
+    t = [round(start + i * (stop - start) / sampler.steps) for i in range(sampler.steps + 1)]
+    *_, last = sampler.iterate(GaussianModel(diffusion), diffusion, torch.zeros(9, dtype=torch.long), exact(start),
+                               pairs=list(zip(t, t[1:])))
+    return float((last.x_next - exact(stop)).abs().max())
 
 
-def test_scale_1_is_conditional_and_0_unconditional_and_either_is_one_forward():
-    model = Toy()
-    assert_close(classifier_free_guidance(model, X, T5, LABEL, 1.0), model(X, T5, LABEL))
-    assert_close(classifier_free_guidance(model, X, T5, LABEL, 0.0), model(X, T5, torch.full_like(LABEL, 10)))
-    assert set(model.calls) == {5}
-    classifier_free_guidance(model, X, T5, LABEL, 1.5)
-    assert model.calls[-1] == 10
+def order(error, sampler, few, many):
+    "p, if the error behaves like steps^(−p)."
+    error_after = lambda steps: error(sampler(steps, 1.0, clip=False))
+    return math.log(error_after(few) / error_after(many)) / math.log(many / few)
 
 
-def test_each_image_may_have_its_own_scale():
-    scales = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
-    together = classifier_free_guidance(Toy(), X, T5, LABEL, scales)
-    alone = torch.cat(
-        [classifier_free_guidance(Toy(), X[i : i + 1], T5[:1], LABEL[i : i + 1], float(s))
-         for i, s in enumerate(scales)]
-    )
-    assert_close(together, alone)
+def test_between_two_timesteps_ddim_is_of_first_order_and_dpm_solver_of_second():
+    for few, many in ((10, 20), (20, 40), (40, 80)):
+        assert 0.9 < order(path_error, DDIM, few, many) < 1.1
+        assert 1.8 < order(path_error, DPMSolverPP, few, many) < 2.4
 
 
-@pytest.mark.parametrize("prediction_type", list(PredictionType))
-def test_guidance_commutes_with_the_prediction_type(prediction_type):
-    """Guiding the answer is guiding x0: the step from one to the other is linear.
-
-    (Clipping and rescale are not, hence the order of the loop.)
-    """
-    a, b = 0.6, 0.8
-    cond, uncond, x = torch.randn(3, 2, 1, 4, 4)
-    guided = prediction_type.to_x0(uncond + 3 * (cond - uncond), x, a, b)
-    x0_c, x0_u = prediction_type.to_x0(cond, x, a, b), prediction_type.to_x0(uncond, x, a, b)
-    assert_close(guided, x0_u + 3 * (x0_c - x0_u))
+def test_ddim_is_first_order_and_dpm_solver_better():
+    ddim = [endpoint_error(DDIM(n, 1.0, clip=False)) for n in (10, 20, 40)]
+    second = [endpoint_error(DPMSolverPP(n, 1.0, clip=False)) for n in (10, 20, 40)]
+    assert 1.6 < ddim[0] / ddim[1] < 2.4 and 1.6 < ddim[1] / ddim[2] < 2.4
+    assert all(s < d / 2 for s, d in zip(second, ddim)) and second[2] < second[0] / 6
 
 
-def test_full_rescale_brings_back_the_conditional_contrast():
-    model = Toy()
-    guided = classifier_free_guidance(model, X, T5, LABEL, 5.0, rescale=1.0)
-    assert_close(guided.std((1, 2, 3)), model(X, T5, LABEL).std((1, 2, 3)))
-    assert_close(classifier_free_guidance(model, X, T5, LABEL, 5.0, rescale=0.5),
-                 (guided + classifier_free_guidance(model, X, T5, LABEL, 5.0)) / 2)
+@pytest.mark.parametrize("sampler", [DDIM(100, 1.0, eta=1.0, clip=False), DDPM(100, 1.0, clip=False)])
+def test_stochastic_samplers_reach_the_datas_distribution(sampler):
+    diffusion = Diffusion(1000, cosine)
+    images = sampler.sample(GaussianModel(diffusion), diffusion, torch.zeros(40, dtype=torch.long), (1, 20, 20),
+                            [(0, i) for i in range(40)])
+    assert abs(images.mean() - 0.3) < 0.03 and abs(images.std() - 0.5) < 0.06
 
 
 def eps_model(x, t, label):
@@ -260,69 +323,6 @@ def test_ddim_between_eta_0_and_1_equals_diffusers_with_the_same_noise(eta):
     assert_close(drawn, theirs(peer, 20, eta=eta, variance_noise=noise), atol=5e-4, rtol=1e-4)
 
 
-class GaussianModel:
-    "The exact denoiser for data from N(0.3, 0.5²)."
-    null_label = 0
-
-    def __init__(self, diffusion):
-        self.diffusion = diffusion
-
-    def __call__(self, x, t, label):
-        a, b = self.diffusion.rates(t, x)
-        x0 = 0.3 + a * 0.25 / (a**2 * 0.25 + b**2) * (x - a * 0.3)
-        return self.diffusion.prediction_type.target(x0, (x - a * x0) / b, a, b)
-
-
-def endpoint_error(sampler):
-    diffusion = Diffusion(1000, cosine)
-    x = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
-    a, b = diffusion.alpha_bar[-1].sqrt(), (1 - diffusion.alpha_bar[-1]).sqrt()
-    exact = 0.3 + 0.5 * (x - 0.3 * a) / (a**2 * 0.25 + b**2).sqrt()         # the ODE keeps each point's quantile
-    *_, last = sampler.iterate(GaussianModel(diffusion), diffusion, torch.zeros(9, dtype=torch.long), x)
-    return float((last.x_next - exact).abs().max())
-
-
-def path_error(sampler, start=900, stop=200):
-    "The largest distance from the exact path at `stop`, after the sampler's even steps from the exact path at `start`."
-    diffusion, z = Diffusion(1000, cosine), torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
-
-    def exact(t):  # the point of each path that has the quantile z
-        alpha_bar = diffusion.alpha_bar[t]
-        return 0.3 * alpha_bar.sqrt() + z * (alpha_bar * 0.25 + 1 - alpha_bar).sqrt()
-
-    t = [round(start + i * (stop - start) / sampler.steps) for i in range(sampler.steps + 1)]
-    *_, last = sampler.iterate(GaussianModel(diffusion), diffusion, torch.zeros(9, dtype=torch.long), exact(start),
-                               pairs=list(zip(t, t[1:])))
-    return float((last.x_next - exact(stop)).abs().max())
-
-
-def order(error, sampler, few, many):
-    "p, if the error behaves like steps^(−p)."
-    error_after = lambda steps: error(sampler(steps, 1.0, clip=False))
-    return math.log(error_after(few) / error_after(many)) / math.log(many / few)
-
-
-def test_between_two_timesteps_ddim_is_of_first_order_and_dpm_solver_of_second():
-    for few, many in ((10, 20), (20, 40), (40, 80)):
-        assert 0.9 < order(path_error, DDIM, few, many) < 1.1
-        assert 1.8 < order(path_error, DPMSolverPP, few, many) < 2.4
-
-
-def test_ddim_is_first_order_and_dpm_solver_better():
-    ddim = [endpoint_error(DDIM(n, 1.0, clip=False)) for n in (10, 20, 40)]
-    second = [endpoint_error(DPMSolverPP(n, 1.0, clip=False)) for n in (10, 20, 40)]
-    assert 1.6 < ddim[0] / ddim[1] < 2.4 and 1.6 < ddim[1] / ddim[2] < 2.4
-    assert all(s < d / 2 for s, d in zip(second, ddim)) and second[2] < second[0] / 6
-
-
-@pytest.mark.parametrize("sampler", [DDIM(100, 1.0, eta=1.0, clip=False), DDPM(100, 1.0, clip=False)])
-def test_stochastic_samplers_reach_the_datas_distribution(sampler):
-    diffusion = Diffusion(1000, cosine)
-    images = sampler.sample(GaussianModel(diffusion), diffusion, torch.zeros(40, dtype=torch.long), (1, 20, 20),
-                            [(0, i) for i in range(40)])
-    assert abs(images.mean() - 0.3) < 0.03 and abs(images.std() - 0.5) < 0.06
-
-
 SAMPLERS = [DDIM(8), DDIM(8, eta=1.0), DDPM(8), DPMSolverPP(8)]
 
 
@@ -430,6 +430,14 @@ def test_impossible_settings_are_refused_with_one_sentence(sampler, message):
         next(sampler.iterate(Toy(), Diffusion(100), LABEL, X))
 
 
+def test_a_scale_is_at_most_1000_and_a_list_of_scales_has_one():
+    DDIM(guidance_scale=1000).check()
+    for scale, told in ((1000.5, "1000.5"), (-0.1, "-0.1"), ([], "a number, or a list of numbers"),
+                        (torch.zeros(0), "a number, or a list of numbers")):
+        with pytest.raises(UserError, match=told):
+            DDIM(guidance_scale=scale).check()
+
+
 class Smooth:
     "A denoiser whose answer for an image depends on nothing else in its batch."
     null_label = 3
@@ -496,7 +504,7 @@ def test_starting_from_an_image_takes_a_share_of_the_steps():
     noise = lambda: NoiseStream([(1, 0), (1, 1)], (1, 4, 4))
     start = sdedit_start(image, 0.3, 20, diffusion, noise())
     assert len(start["pairs"]) == 6
-    assert len(sdedit_start(image, 0.0, 20, diffusion, noise())["pairs"]) == 1, "the last step, in any case"
+    assert len(sdedit_start(image, 0.01, 20, diffusion, noise())["pairs"]) == 1, "the last step, in any case"
 
     def far(strength):
         "How far the drawn images are from the one that they start from."
@@ -505,6 +513,15 @@ def test_starting_from_an_image_takes_a_share_of_the_steps():
         return (drawn - image).abs().mean()
 
     assert far(0.05) < 0.15 < far(1.0)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(8), DDIM(8, eta=1.0), DDPM(8), DPMSolverPP(8)])
+def test_with_strength_0_the_image_stays_as_it_is(sampler):
+    model, start = Toy(), sdedit_start(X.clone(), 0, 8, Diffusion(100), lambda: 1 / 0)
+    assert start["pairs"] == [] and torch.equal(start["x"], X), "no step, and no noise"
+    assert list(sampler.iterate(model, Diffusion(100), LABEL, **start)) == []
+    drawn = sampler.sample(model, Diffusion(100), LABEL, (1, 4, 4), [(0, i) for i in range(5)], **start)
+    assert torch.equal(drawn, X) and model.calls == []
 
 
 def test_before_the_last_step_the_known_pixels_are_as_noisy_as_the_step_and_the_others_are_left_alone():
@@ -534,11 +551,3 @@ def test_noise_is_drawn_for_each_step_but_the_last(sampler):
     noise = lambda: drawn.append(1) or torch.zeros_like(X)
     assert len(list(sampler.iterate(Toy(), Diffusion(100), LABEL, X, noise))) == 6
     assert len(drawn) == 5, "the clean image gets none"
-
-
-def test_a_scale_is_at_most_1000_and_a_list_of_scales_has_one():
-    DDIM(guidance_scale=1000).check()
-    for scale, told in ((1000.5, "1000.5"), (-0.1, "-0.1"), ([], "a number, or a list of numbers"),
-                        (torch.zeros(0), "a number, or a list of numbers")):
-        with pytest.raises(UserError, match=told):
-            DDIM(guidance_scale=scale).check()
