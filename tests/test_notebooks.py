@@ -1,4 +1,5 @@
 "Every notebook runs from top to bottom in a fresh kernel; and what is stored is fit to be read on GitHub."
+import ast
 import re
 from base64 import b64decode
 from pathlib import Path
@@ -75,3 +76,32 @@ def test_reads_in_house_style(path):
         prose = "\n".join(cell["text"] for cell in cells if cell["cell_type"] == "markdown")
         assert re.search(r"^## Summary", prose, re.M) and re.search(r"^## Exercises", prose, re.M)
         assert any(cell.get("outputs") for cell in cells), "outputs are kept"
+
+
+def test_nano_is_150_lines_that_a_student_can_type():
+    texts = [cell["text"] for cell in read_cells(ROOT / "nbs/01_nano.ipynb") if cell["cell_type"] == "code"]
+    pieces = [text for text in texts if text.startswith("# nano: ")]
+    lines = [line for text in pieces for line in text.splitlines()]
+    assert len(lines) <= 150 and max(map(len, lines)) <= 100
+    names = ["data", "levels", "fourier", "Attention", "Experts", "Block", "Nano", "loss", "train", "sample"]
+    assert [text.splitlines()[0] for text in pieces] == [f"# nano: {name}" for name in names]
+
+    def imported(cells):
+        nodes = list(ast.walk(ast.parse("\n".join(cells))))
+        modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+        modules += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        return {module.partition(".")[0] for module in modules}
+
+    assert imported(pieces) == {"math", "sklearn", "torch"}
+    assert imported(texts) == {"math", "sklearn", "torch", "matplotlib", "time"}, "the pictures need no more than that"
+
+
+def test_nano_needs_none_of_its_pictures():
+    "The marked cells alone, in their order, define all that they use."
+    texts = [cell["text"] for cell in read_cells(ROOT / "nbs/01_nano.ipynb") if cell["cell_type"] == "code"]
+    source = "\n\n\n".join(text for text in texts if text.startswith("# nano: "))
+    assert "steps=400" in source
+    space: dict = {}
+    exec(source.replace("steps=400", "steps=2"), space)
+    drawn = space["sample"](space["average"], space["labels"][:3], 2, space["images"][:3], steps=2)
+    assert drawn.shape == (3, 8, 8) and space["history"].shape == (2, 2)
