@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/99_headers.ipynb #05271552
+import ast
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -73,8 +74,12 @@ def navigation(path: Path, order: Sequence[Path]) -> str:
 
 # %% ../../nbs/99_headers.ipynb #47831bd1
 def nano_lines(root: Path) -> dict[str, str]:
-    "Line numbers of nano's functions and classes: `{\"loss\": \"81–96\"}`."
-    return {}
+    "Line numbers of nano's functions and classes, of its cells that begin with `# nano: `, one after the other."
+    texts = [cell["text"] for cell in read_cells(root / "nbs" / "01_nano.ipynb") if cell["cell_type"] == "code"]
+    source = "\n".join(text for text in texts if text.startswith("# nano: "))
+    pieces = [node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    starts = {node.name: min([node.lineno, *(line.lineno for line in node.decorator_list)]) for node in pieces}
+    return {node.name: f"{starts[node.name]}–{node.end_lineno}" for node in pieces}
 
 
 def with_nano_lines(text: str, lines: Mapping[str, str]) -> str:
@@ -139,7 +144,8 @@ def make_headers(root: Path, check: bool = False) -> list[Path]:  # the notebook
     "Write the head of each notebook, and the times in the table of the index."
     order = [path for path in notebooks(root) if path.stem != "index"]
     minutes = {path.stem: minutes_to_read(read_cells(path)) for path in order}
-    seconds, lines = seconds_to_run(root), nano_lines(root)
+    seconds = seconds_to_run(root)
+    lines = nano_lines(root) if (root / "nbs" / "01_nano.ipynb").is_file() else {}
 
     def head(text: str, path: Path) -> str:
         picture = f"model_{path.stem}.svg"
