@@ -20,6 +20,7 @@ from matplotlib import rcsetup
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from .core import atomic_write, require
 from .diffusion.sampling import SamplerStep
@@ -127,6 +128,21 @@ def show_load(
     plt.close(figure)
     return figure
 
+# %% ../nbs/61_figures.ipynb #286a51de
+class PlainLogFormatter(LogFormatter):
+    "Numbers where matplotlib would write powers of ten as formulas, which the style of the figures does not read."
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def plain_log(axes: Axes) -> None:
+    "Write the numbers along logarithmic axes as numbers."
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_formatter(PlainLogFormatter())
+            axis.set_minor_formatter(PlainLogFormatter(labelOnlyBase=False))
+
 # %% ../nbs/61_figures.ipynb #8d44232c
 def show_curves(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],  # name -> (x, y)
@@ -143,10 +159,7 @@ def show_curves(
             axes.plot(x, y, label=name, linewidth=1.5)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log" if logx else "linear",
                  yscale="log" if logy else "linear")
-        for axis, is_log in ((axes.xaxis, logx), (axes.yaxis, logy)):
-            if is_log:  # ticks as plain numbers: formulas are not read
-                axis.set_major_formatter("{x:g}")
-                axis.set_minor_formatter("")
+        plain_log(axes)
         if len(curves) > 1:
             axes.legend(frameon=False)
         figure.tight_layout()

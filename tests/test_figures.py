@@ -147,6 +147,17 @@ def test_curves_have_labelled_axes_their_data_and_a_legend_where_it_helps():
     assert alone.get_legend() is None and alone.get_xscale() == alone.get_yscale() == "linear"
 
 
+
+@pytest.mark.parametrize("spread", [1.5, 10, 1e4])
+def test_logarithmic_axes_have_numbers_and_no_formulas(spread):
+    figure = show_curves({"a": ([1, spread], [0.001, 0.001 * spread])}, "x", "y", logx=True, logy=True)
+    figure.canvas.draw()
+    axis = figure.axes[0].yaxis
+    texts = [label.get_text() for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))]
+    assert [float(text) for text in texts if text], "each is a number"
+    assert not [text for text in texts if "$" in text or "e" in text and spread < 1e4]
+
+
 def read_png(path):
     "[H, W, channels] in [0, 1] of a PNG that has been checked to be one."
     with Image.open(path) as image:

@@ -211,6 +211,44 @@ def test_small_images_are_not_folded_and_larger_ones_are(size, patch):
     assert ConvAdapter((1, size, size), 4, dim=8, stem_channels=8).stem_patch == patch
 
 
+@pytest.mark.parametrize("make", [
+    lambda: ImagePreprocessor((1, 8, 8)), lambda: ConvPreprocessor((1, 8, 8), channels=(8, 16)),
+    lambda: ConvAdapter((1, 8, 8), 4, dim=8, stem_channels=8), lambda: PatchAdapter((1, 8, 8), 4)])
+def test_positions_follow_from_the_shape_and_are_not_stored_with_the_weights(make):
+    part = make()
+    assert any("positions" in name for name, _ in part.named_buffers())
+    assert not any("positions" in name for name in part.state_dict())
+
+
+def test_learned_queries_start_near_zero():
+    torch.manual_seed(0)
+    query = LearnedQuery(64, num_queries=50).query
+    assert query.shape == (50, 64) and query.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_convolutional_block_is_its_equation_and_starts_without_the_condition():
+    "x + conv(silu(norm(x)·(1 + γ(c)) + β(c)))"
+    torch.manual_seed(0)
+    block, x, condition = ConvBlock(8, 3), torch.randn(2, 8, 4, 4), torch.randn(2, 3)
+    torch.testing.assert_close(block(x, condition), x + block.conv(nn.functional.silu(block.norm(x))))
+    nn.init.normal_(block.to_scale_shift.weight)
+    nn.init.normal_(block.to_scale_shift.bias)
+    gamma, beta = (part[:, :, None, None] for part in block.to_scale_shift(condition).chunk(2, dim=1))
+    expected = x + block.conv(nn.functional.silu(block.norm(x) * (1 + gamma) + beta))
+    torch.testing.assert_close(block(x, condition), expected)
+
+
+@pytest.mark.parametrize("height, width, patch", [(14, 14, 1), (16, 16, 2), (8, 16, 1), (16, 8, 1), (20, 16, 2)])
+def test_pixels_are_folded_from_16_on_along_the_shorter_side(height, width, patch):
+    assert ConvAdapter((1, height, width), 4, dim=8, stem_channels=8).stem_patch == patch
+
+
+def test_the_stem_has_a_residual_at_each_width_but_the_first():
+    stem = ConvPreprocessor((1, 16, 16), channels=(8, 16, 24)).stem
+    parts = [type(part).__name__ for part in stem]
+    assert parts == ["Sequential", "MaxPool2d"] + 2 * ["Sequential", "MaxPool2d", "Residual"]
+
+
 def test_the_conv_adapter_spreads_each_token_over_the_cells_it_came_from():
     for shape in SHAPES:
         adapter = ConvAdapter(shape, condition_dim=4, dim=16 * 4, stem_patch=1, stem_channels=16)
@@ -263,41 +301,3 @@ def test_stem_channels_are_a_multiple_of_8(stem_channels):
 def test_stem_and_token_patch_together_must_divide_the_image():
     with pytest.raises(UserError, match="6 pixels.*stem_patch · token_patch.*28×28"):
         ConvAdapter((1, 28, 28), 4, stem_patch=2, token_patch=3)
-
-
-@pytest.mark.parametrize("make", [
-    lambda: ImagePreprocessor((1, 8, 8)), lambda: ConvPreprocessor((1, 8, 8), channels=(8, 16)),
-    lambda: ConvAdapter((1, 8, 8), 4, dim=8, stem_channels=8), lambda: PatchAdapter((1, 8, 8), 4)])
-def test_positions_follow_from_the_shape_and_are_not_stored_with_the_weights(make):
-    part = make()
-    assert any("positions" in name for name, _ in part.named_buffers())
-    assert not any("positions" in name for name in part.state_dict())
-
-
-def test_learned_queries_start_near_zero():
-    torch.manual_seed(0)
-    query = LearnedQuery(64, num_queries=50).query
-    assert query.shape == (50, 64) and query.std().item() == pytest.approx(0.02, rel=0.1)
-
-
-def test_a_convolutional_block_is_its_equation_and_starts_without_the_condition():
-    "x + conv(silu(norm(x)·(1 + γ(c)) + β(c)))"
-    torch.manual_seed(0)
-    block, x, condition = ConvBlock(8, 3), torch.randn(2, 8, 4, 4), torch.randn(2, 3)
-    torch.testing.assert_close(block(x, condition), x + block.conv(nn.functional.silu(block.norm(x))))
-    nn.init.normal_(block.to_scale_shift.weight)
-    nn.init.normal_(block.to_scale_shift.bias)
-    gamma, beta = (part[:, :, None, None] for part in block.to_scale_shift(condition).chunk(2, dim=1))
-    expected = x + block.conv(nn.functional.silu(block.norm(x) * (1 + gamma) + beta))
-    torch.testing.assert_close(block(x, condition), expected)
-
-
-@pytest.mark.parametrize("height, width, patch", [(14, 14, 1), (16, 16, 2), (8, 16, 1), (16, 8, 1), (20, 16, 2)])
-def test_pixels_are_folded_from_16_on_along_the_shorter_side(height, width, patch):
-    assert ConvAdapter((1, height, width), 4, dim=8, stem_channels=8).stem_patch == patch
-
-
-def test_the_stem_has_a_residual_at_each_width_but_the_first():
-    stem = ConvPreprocessor((1, 16, 16), channels=(8, 16, 24)).stem
-    parts = [type(part).__name__ for part in stem]
-    assert parts == ["Sequential", "MaxPool2d"] + 2 * ["Sequential", "MaxPool2d", "Residual"]

@@ -21,6 +21,8 @@ from perceiver_moe_diffusion.models.moe import (
     combine,
     dispatch,
     expert_load,
+    importance_loss,
+    load_loss,
     router_z_loss,
     run_experts,
     sort_by_expert,
@@ -60,6 +62,17 @@ def test_top_k_outside_the_experts_is_refused(top_k):
         TopKRouter(6, 4, top_k)
     assert str(top_k) in str(error.value)
     assert TopKRouter(6, 4, torch.tensor(2)).top_k == 2, "a number of any kind is a number"
+
+
+def test_expert_load_is_per_layer_and_1_is_a_fair_share():
+    even, crowded = routing_of(torch.eye(4).repeat(3, 1)), routing_of(torch.eye(4)[[2] * 12])
+    load = expert_load([even, crowded])
+    assert load.dtype == torch.float64
+    assert load.tolist() == [[1, 1, 1, 1], [0, 0, 4, 0]]
+    unrouted = even._replace(expert_ids=even.expert_ids.masked_fill(even.expert_ids == 0, -1))
+    assert_close(unrouted.load, torch.tensor([0, 4, 4, 4], dtype=torch.float64) / 3)
+    with pytest.raises(UserError, match="the load of no layers"):
+        expert_load([])
 
 
 SIX_TOKENS = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])
@@ -337,6 +350,101 @@ def test_noise_only_while_training():
     assert torch.equal(router(rows).expert_ids, TopKRouter.forward(router, rows).expert_ids)
 
 
+def noisy_routing(logits, std, top_k, draws=1):
+    "What a noisy router with these logits and this noise says, draw by draw."
+    router = NoisyTopKRouter(1, len(logits), top_k)
+    router.gate.weight.data = logits[:, None].clone()
+    router.noise.weight.data = std.expm1().log()[:, None].clone()  # softplus of it is the standard deviation
+    return router(torch.ones(draws, 1))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_the_chance_of_an_expert_is_how_often_the_noisy_router_chooses_it(top_k):
+    torch.manual_seed(top_k)
+    routing = noisy_routing(torch.tensor([1.0, 0.6, 0.3, -0.5]), torch.tensor([0.7, 0.7, 0.3, 1.5]), top_k, 20_000)
+    often = routing.counts / 20_000
+    assert_close(routing.chance.mean(dim=0), often, atol=0.015, rtol=0)  # 4 standard errors
+    assert routing.chance.std(dim=0).max() <= 0.5, "and it varies no more than the choice does"
+
+
+def test_the_chance_is_that_of_new_noise_for_one_expert_while_the_others_keep_theirs():
+    torch.manual_seed(0)
+    logits, std = torch.tensor([0.5, 0.0, -0.5, 0.2, 0.1]), torch.tensor([0.4, 0.8, 1.2, 0.5, 0.9])
+    routing = noisy_routing(logits, std, top_k=2)
+    for e in range(5):
+        again = routing.scores.repeat(20_000, 1)
+        again[:, e] = logits[e] + std[e] * torch.randn(20_000)
+        often = (again.topk(2).indices == e).any(dim=1).float().mean()
+        assert_close(routing.chance[0, e], often, atol=0.015, rtol=0)
+
+
+def test_importance_and_load_loss_are_squared_coefficients_of_variation():
+    routing = Routing(torch.tensor([[0, 1], [0, -1]]), torch.tensor([[0.75, 0.25], [1.0, 9.0]]), torch.zeros(2, 4))
+    importance = torch.tensor([1.75, 0.25, 0.0, 0.0])
+    assert_close(importance_loss(routing), importance.var(correction=0) / importance.mean() ** 2)
+    even, crowded = routing_of(torch.eye(4)), routing_of(torch.eye(4)[[2] * 12])
+    assert_close(importance_loss(even), torch.tensor(0.0))
+    assert_close(importance_loss(crowded), torch.tensor(3.0))
+    torch.manual_seed(0)
+    noisy = noisy_routing(torch.tensor([2.0, 0.0, 0.0]), torch.ones(3), 1, 10)
+    load = noisy.chance.sum(dim=0)
+    assert_close(load_loss(noisy), load.var(correction=0) / load.mean() ** 2)
+    assert importance_loss(Routing(torch.zeros(0, 1).long(), torch.zeros(0, 1), torch.zeros(0, 4))) == 0, "no rows"
+
+
+def test_the_load_loss_sees_what_the_importance_loss_does_not():
+    "Two tokens of weight 1 at expert 0, four of weight ½ at expert 1: equally important, unequally busy."
+    weight = torch.tensor([[1.0]] * 2 + [[0.5]] * 4)
+    routing = Routing(torch.tensor([[0]] * 2 + [[1]] * 4), weight, torch.zeros(6, 2))
+    assert_close(importance_loss(routing), torch.tensor(0.0))
+    noisy = NoisyTopKRouter(2, 2, 1)
+    noisy.gate.weight.data, noisy.noise.weight.data = 20 * torch.eye(2), torch.zeros(2, 2)
+    assert_close(load_loss(noisy(torch.eye(2)[[0, 0, 1, 1, 1, 1]])), torch.tensor(1 / 9))
+
+
+def test_a_step_on_either_loss_lowers_the_crowded_expert():
+    torch.manual_seed(0)
+    for loss in (importance_loss, load_loss):
+        router = NoisyTopKRouter(1, 3, 2)
+        router.gate.weight.data = torch.tensor([[1.0], [0.0], [-1.0]])
+        loss(router(torch.ones(500, 1))).backward()
+        assert router.gate.weight.grad[0] > 0 and router.gate.weight.grad[2] < 0
+        assert router.noise.weight.grad.abs().max() > 0, "the size of the noise learns, too"
+
+
+@pytest.mark.parametrize("routing", [lambda: TopKRouter(4, 3)(torch.ones(5, 4)),
+                                     lambda: NoisyTopKRouter(4, 3).eval()(torch.ones(5, 4))])
+def test_there_is_no_load_loss_without_noise(routing):
+    with pytest.raises(UserError, match="load loss of a router without noise .* NoisyTopKRouter, while training"):
+        load_loss(routing())
+
+
+def test_with_k_equal_to_e_or_without_noise_to_speak_of_every_chance_is_certain():
+    all_chosen = noisy_routing(torch.tensor([1.0, 0.0]), torch.ones(2), 2)
+    assert all_chosen.chance.tolist() == [[1, 1]] and load_loss(all_chosen) == 0
+    router = NoisyTopKRouter(1, 2, 1)
+    router.gate.weight.data, router.noise.weight.data = torch.tensor([[1.0], [0.0]]), torch.full((2, 1), -200.0)
+    routing = router(torch.ones(3, 1))
+    load_loss(routing).backward()
+    assert routing.chance.tolist() == [[1, 0]] * 3
+    assert router.noise.weight.grad.isfinite().all() and router.gate.weight.grad.isfinite().all()
+
+
+def test_two_processes_see_the_variation_of_both_and_have_the_gradient_of_it(monkeypatch):
+    import perceiver_moe_diffusion.models.moe as module
+
+    shares = [torch.tensor([1.0, 2.0, 3.0], requires_grad=True), torch.tensor([5.0, 1.0, 0.0], requires_grad=True)]
+    whole = module.squared_variation(sum(shares))
+    wanted = torch.autograd.grad(whole, shares)
+    for share, other, gradient in zip(shares, reversed(shares), wanted):
+        reduced = lambda value, other=other: value.detach() + (other.detach() if value.requires_grad else value)
+        monkeypatch.setattr(module, "all_reduce_sum", reduced)
+        loss = module.squared_variation(share)
+        assert_close(loss, whole)
+        loss.backward()
+        assert_close(share.grad / 2, gradient, msg="data-parallel training takes the mean over two processes")
+
+
 def test_the_bias_moves_selection_but_not_weights():
     torch.manual_seed(0)
     router, rows = BiasBalancedRouter(6, 4, 2).eval(), torch.randn(50, 6)
@@ -371,6 +479,8 @@ def naive_rows(moe, rows, top_k):
     return out
 
 
+# Shapes that nobody thought of (property-based testing, Claessen & Hughes 2000). The two examples are what it found: an
+# empty batch, and one of nothing but padding.
 @settings(derandomize=True, database=None, deadline=None, max_examples=60)
 @given(kind=st.sampled_from([TopKRouter, NoisyTopKRouter, BiasBalancedRouter]), num_experts=st.integers(0, 6),
        top_k=st.integers(-1, 7), size=st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(1, 4)),
@@ -392,14 +502,3 @@ def test_a_layer_of_any_shape_is_the_naive_loop_or_one_sentence(kind, num_expert
     assert_close(out, expected)
     assert routing.counts.sum() == top_k * int(real.sum())
     assert balance_loss(routing).isfinite() and router_z_loss(routing).isfinite()
-
-
-def test_expert_load_is_per_layer_and_1_is_a_fair_share():
-    even, crowded = routing_of(torch.eye(4).repeat(3, 1)), routing_of(torch.eye(4)[[2] * 12])
-    load = expert_load([even, crowded])
-    assert load.dtype == torch.float64
-    assert load.tolist() == [[1, 1, 1, 1], [0, 0, 4, 0]]
-    unrouted = even._replace(expert_ids=even.expert_ids.masked_fill(even.expert_ids == 0, -1))
-    assert_close(unrouted.load, torch.tensor([0, 4, 4, 4], dtype=torch.float64) / 3)
-    with pytest.raises(UserError, match="the load of no layers"):
-        expert_load([])

@@ -179,6 +179,8 @@ def test_only_classes_are_compared_by_their_last_name():
 
 def test_a_run_of_0_3_1_is_the_same_run_and_another_is_not():
     same_settings(load_config(OLD_OVERRIDES), OLD_RUN)
+    with pytest.raises(UserError, match="the run has moe.load_weight=0.0"):
+        same_settings(load_config([*OLD_OVERRIDES, "moe.load_weight=0.1"]), OLD_RUN)
     for line, said in (("optimizer.lr=1e-4", "optimizer.lr=0.003"),
                        ("moe/router=noisy_top_k", "moe.router._target_=perceiver_moe_diffusion.moe.TopKRouter"),
                        ("diffusion.prediction_type=x0", "diffusion.prediction_type=v")):

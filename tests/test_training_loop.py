@@ -20,7 +20,15 @@ from perceiver_moe_diffusion.diffusion.process import Diffusion, LossNoise
 from perceiver_moe_diffusion.models.adapters import ConvAdapter
 from perceiver_moe_diffusion.models.attention import Dense
 from perceiver_moe_diffusion.models.denoiser import PerceiverDenoiser
-from perceiver_moe_diffusion.models.moe import BiasBalancedRouter, NoisyTopKRouter, Routing, TopKRouter, build_moe
+from perceiver_moe_diffusion.models.moe import (
+    BiasBalancedRouter,
+    NoisyTopKRouter,
+    Routing,
+    TopKRouter,
+    build_moe,
+    importance_loss,
+    load_loss,
+)
 from perceiver_moe_diffusion.models.perceiver import PerceiverIO
 from perceiver_moe_diffusion.training.loop import (
     EMA,
@@ -271,6 +279,19 @@ def test_what_is_minimised_is_the_loss_plus_the_weighted_auxiliary_losses(balanc
     assert module.training_step(step_by_hand(module), 0).item() == pytest.approx(total, rel=1e-4)
 
 
+def test_the_losses_of_shazeer_count_with_their_weights_and_are_not_even_computed_without():
+    torch.manual_seed(0)
+    noisy = NoisyTopKRouter(4, 3, 2)(torch.randn(20, 4))
+    plain, both = Told([noisy]), Told([noisy], importance_weight=0.5, load_weight=0.25)
+    alone, added = (module.training_step(step_by_hand(module), 0) for module in (plain, both))
+    expected = alone + 0.5 * importance_loss(noisy) + 0.25 * load_loss(noisy)
+    torch.testing.assert_close(added, expected)
+    quiet, asked = Told([collapsed(0)]), Told([collapsed(0)], load_weight=0.25)
+    quiet.training_step(step_by_hand(quiet), 0)
+    with pytest.raises(UserError, match="load loss of a router without noise"):
+        asked.training_step(step_by_hand(asked), 0)
+
+
 def test_a_step_on_the_balance_loss_makes_the_load_more_even():
     logits = torch.tensor([[2.0, 0.0]] * 10, requires_grad=True)
     module = Told([Routing(torch.zeros(10, 1, dtype=torch.long), torch.ones(10, 1), logits)], z_weight=0)
@@ -293,6 +314,7 @@ def test_validation_draws_noise_that_training_does_not_and_the_same_each_time():
 def test_the_defaults_are_those_that_recorded_results_were_trained_with():
     module = Told([])
     assert (module.warmup_steps, module.balance_weight, module.z_weight, module.seed) == (50, 0.01, 1e-3, 0)
+    assert (module.importance_weight, module.load_weight) == (0, 0)
 
 
 class StillDiffusion(Diffusion):

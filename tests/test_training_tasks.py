@@ -137,7 +137,8 @@ def test_what_does_not_enlarge_has_another_task():
         UpscalingModule(tiny_denoiser(), Diffusion(), torch.optim.AdamW)
 
 
-SETTINGS = {"warmup_steps": 7, "balance_weight": 0.25, "z_weight": 0.125, "seed": 11}
+SETTINGS = {"warmup_steps": 7, "balance_weight": 0.25, "z_weight": 0.125, "seed": 11, "importance_weight": 0.5,
+            "load_weight": 0.75}
 
 
 @pytest.mark.parametrize("task", [
@@ -154,7 +155,7 @@ def test_a_task_has_the_defaults_that_all_trainings_share(task):
 
     shared, own = (inspect.signature(kind).parameters for kind in (TrainingModule, task))
     both = set(shared) & set(own)
-    assert {"warmup_steps", "balance_weight", "z_weight", "seed"} <= both
+    assert {"warmup_steps", "balance_weight", "z_weight", "seed", "importance_weight", "load_weight"} <= both
     assert {name: own[name].default for name in both} == {name: shared[name].default for name in both}
     pinned = {"warmup_steps": 50, "balance_weight": 0.01, "z_weight": 1e-3, "seed": 0}
     assert {name: shared[name].default for name in pinned} == pinned

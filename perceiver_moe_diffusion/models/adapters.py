@@ -64,7 +64,7 @@ def conv_unit(channels_in: int, channels_out: int) -> nn.Sequential:
     conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
 
-# %% ../../nbs/23_adapters.ipynb #8d486900
+
 class Residual(nn.Module):
     "Residual connection: x + f(x)."
 
@@ -142,7 +142,7 @@ class QueryProvider(Protocol):
         tokens: torch.Tensor,  # [B, M, token_dim] the input
     ) -> torch.Tensor: ...     # [B, Q, query_dim]
 
-# %% ../../nbs/23_adapters.ipynb #f7c83cb7
+
 class PositionQuery(nn.Module):
     "Position-only queries: what comes back must have passed through the latents (Jaegle et al. 2021b)."
     positions: torch.Tensor
@@ -174,7 +174,7 @@ class InputQuery(PositionQuery):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [B, Q, token_dim] -> [B, Q, query_dim]
         return super().forward(tokens) + self.from_token(tokens)
 
-# %% ../../nbs/23_adapters.ipynb #912567c6
+
 class LearnedQuery(nn.Module):
     "Learned queries: a fixed number, the same for every input, e.g. one for \"which class?\"."
 

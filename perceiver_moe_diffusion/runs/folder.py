@@ -119,6 +119,7 @@ ADDED_SETTINGS = {  # data set -> settings that runs of older versions lack, and
     "image_folder": {"data.dataset.background": "white", "data.dataset.class_order": "text"},
     "text_csv": {"data.dataset.label_order": "unsigned"},
 }
+ADDED_WEIGHTS = ("importance_weight", "load_weight")  # 0 in runs of older versions
 
 
 def saved_settings(folder: Path) -> dict[str, Any]:
@@ -136,7 +137,9 @@ def saved_settings(folder: Path) -> dict[str, Any]:
             "Install the version that wrote it.")
     new_name = lambda name: ".".join(RENAMED_SETTINGS.get(part, part) for part in name.split("."))
     added = ADDED_SETTINGS.get(str(settings.get("data.dataset._target_")).rpartition(".")[2], {})
-    return {**added, **{new_name(name): value for name, value in settings.items()}}
+    nodes = [node for node in ("moe", "task") if f"{node}.z_weight" in settings]
+    weights = {f"{node}.{name}": 0.0 for node in nodes for name in ADDED_WEIGHTS}
+    return {**weights, **added, **{new_name(name): value for name, value in settings.items()}}
 
 # %% ../../nbs/84_folder.ipynb #ed9c5183
 def comparable(name: str, value: Any) -> Any:

@@ -59,6 +59,8 @@ class MoEConfig:
     layer: Any = MISSING                         # a partial node: layer(dim) -> module
     balance_weight: float = bounded(0.0, 0)      # of the load-balancing loss
     z_weight: float = bounded(0.0, 0)            # of the router z-loss
+    importance_weight: float = bounded(0.0, 0)   # of the importance loss (Shazeer et al. 2017)
+    load_weight: float = bounded(0.0, 0)         # of their load loss, which needs router=noisy_top_k
     mult: float = bounded(4.0, 0.01, 64)         # hidden channels = mult × dim
 
 
@@ -177,6 +179,8 @@ class TaskConfig(Node):
     warmup_steps: int = bounded(50, 0)
     balance_weight: float = bounded(0.0, 0)
     z_weight: float = bounded(0.0, 0)
+    importance_weight: float = bounded(0.0, 0)
+    load_weight: float = bounded(0.0, 0)
     seed: int = bounded(0, 0)
 
 

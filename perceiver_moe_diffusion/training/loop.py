@@ -8,7 +8,7 @@ __all__ = ['warmup_cosine', 'EMA', 'NonFiniteLoss', 'TrainingModule', 'TrainerDa
 # %% ../../nbs/45_loop.ipynb #cb5f0adf
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from ..compat import without_broken_torchvision
 from ..core import Stream, UserError, all_reduce_sum, fold_seed, require, require_number
 from ..data.batches import Batch, StepLoader
 from ..data.module import DataModule
-from ..models.moe import Routing, balance_loss, router_z_loss
+from ..models.moe import Routing, balance_loss, importance_loss, load_loss, router_z_loss
 
 # %% ../../nbs/45_loop.ipynb #1cabdd33
 with without_broken_torchvision():  # Lightning imports torchvision wherever it finds it, working or not
@@ -79,14 +79,17 @@ class EMA(WeightAveraging):
         self.on_train_end(trainer, module)
 
 # %% ../../nbs/45_loop.ipynb #72ce3f83
+ROUTER_LOSSES = {"balance": balance_loss, "z": router_z_loss, "importance": importance_loss, "load": load_loss}
+
+
 def router_losses(
-    routings: Sequence[Routing],  # one per mixture-of-experts layer; may be empty
-) -> dict[str, torch.Tensor]:     # "balance" and "z", each the mean over the layers
-    "Auxiliary losses of the routers (load balancing, z-loss): each layer on its own, then the mean."
+    routings: Sequence[Routing],                  # one per mixture-of-experts layer; may be empty
+    names: Collection[str] = ("balance", "z"),    # of `ROUTER_LOSSES`
+) -> dict[str, torch.Tensor]:                     # each the mean over the layers
+    "Auxiliary losses of the routers (load balancing, z-loss, …): each layer on its own, then the mean."
     if not routings:
-        return {"balance": torch.zeros(()), "z": torch.zeros(())}
-    return {"balance": torch.stack([balance_loss(r) for r in routings]).mean(),
-            "z": torch.stack([router_z_loss(r) for r in routings]).mean()}
+        return {name: torch.zeros(()) for name in names}
+    return {name: torch.stack([ROUTER_LOSSES[name](r) for r in routings]).mean() for name in names}
 
 # %% ../../nbs/45_loop.ipynb #ee32649a
 class NonFiniteLoss(UserError):
@@ -116,9 +119,12 @@ class TrainingModule(LightningModule):
         balance_weight: float = 0.01,          # of the load-balancing loss
         z_weight: float = 1e-3,                # of the router z-loss
         seed: int = 0,
+        importance_weight: float = 0.0,        # of the importance loss
+        load_weight: float = 0.0,              # of the load loss, which needs noisy routers
     ):
         super().__init__()
         self.model, self.make_optimizer = model, optimizer
+        self.importance_weight, self.load_weight = importance_weight, load_weight
         self.warmup_steps, self.balance_weight, self.z_weight, self.seed = warmup_steps, balance_weight, z_weight, seed
 
     def loss(self,
@@ -128,18 +134,26 @@ class TrainingModule(LightningModule):
         "The loss of a batch, and what the routers did: all that a task has to say for itself."
         raise NotImplementedError
 
+    def router_weights(self) -> dict[str, float]:
+        "The weights of the auxiliary losses; those of Shazeer et al. where they are not 0."
+        optional = {"importance": self.importance_weight, "load": self.load_weight}
+        return {"balance": self.balance_weight, "z": self.z_weight} | {name: w for name, w in optional.items() if w}
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         "The total loss of a batch, with the auxiliary losses; what is shown is the mean over all processes."
         # router noise, dropout
         torch.manual_seed(fold_seed(self.seed, Stream.ROUTER_NOISE, batch.step, self.trainer.global_rank))
         loss, routings = self.loss(batch, Stream.TRAINING_NOISE)
-        router = router_losses(routings)
-        shown = torch.stack([loss.detach(), router["balance"].detach().to(loss), router["z"].detach().to(loss)])
+        weights = self.router_weights()
+        router = router_losses(routings, weights)
+        shown = torch.stack([loss.detach(), *(router[name].detach().to(loss) for name in weights)])
         # all processes see the same numbers, so all stop at the same step
         shown = all_reduce_sum(shown) / self.trainer.world_size
         check_finite("loss", shown.sum(), self.global_step)
-        self.log_dict(dict(zip(("loss", "balance_loss", "z_loss"), shown)), prog_bar=True)
-        return loss + self.balance_weight * router["balance"] + self.z_weight * router["z"]
+        self.log_dict(dict(zip(("loss", *(f"{name}_loss" for name in weights)), shown)), prog_bar=True)
+        for name, weight in weights.items():
+            loss = loss + weight * router[name]
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         "Log the loss of a batch, with noise that training does not draw."

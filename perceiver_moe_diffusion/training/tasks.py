@@ -32,8 +32,10 @@ class DiffusionModule(TrainingModule):
         balance_weight: float = 0.01,          # of the load-balancing loss
         z_weight: float = 1e-3,                # of the router z-loss
         seed: int = 0,
+        importance_weight: float = 0.0,        # of the importance loss
+        load_weight: float = 0.0,              # of the load loss, which needs noisy routers
     ):
-        super().__init__(model, optimizer, warmup_steps, balance_weight, z_weight, seed)
+        super().__init__(model, optimizer, warmup_steps, balance_weight, z_weight, seed, importance_weight, load_weight)
         diffusion.weight(torch.tensor([0]))  # refuses a loss that cannot be weighted before anything is trained
         self.diffusion = diffusion
 
@@ -60,8 +62,10 @@ class ClassifierModule(TrainingModule):
         z_weight: float = 1e-3,                # of the router z-loss
         seed: int = 0,
         label_smoothing: float = 0.0,          # ε of Szegedy et al. 2016, section 7; in training only
+        importance_weight: float = 0.0,        # of the importance loss
+        load_weight: float = 0.0,              # of the load loss, which needs noisy routers
     ):
-        super().__init__(model, optimizer, warmup_steps, balance_weight, z_weight, seed)
+        super().__init__(model, optimizer, warmup_steps, balance_weight, z_weight, seed, importance_weight, load_weight)
         require(0 <= label_smoothing < 1, f"label_smoothing={label_smoothing}", "0 or more and less than 1")
         self.label_smoothing = label_smoothing
 
