@@ -10,6 +10,7 @@ from perceiver_moe_diffusion.tools.headers import (
     make_header,
     make_headers,
     minutes_to_read,
+    nano_lines,
     navigation,
     record_seconds,
     seconds_to_run,
@@ -75,6 +76,18 @@ def test_lines_of_nano_are_counted_again_and_a_piece_that_is_not_there_is_named(
                      "[Nano](01_nano.ipynb), lines 81–96 (`loss`) and line 5 (`fourier`): more.")
     with pytest.raises(UserError, match="`loss` as a piece of nano is not possible; allowed: fourier"):
         with_nano_lines(head, {"fourier": "5"})
+
+
+def test_the_pieces_of_nano_are_found_where_they_stand():
+    root = project_root(Path(__file__).parent)
+    cells = [cell["text"] for cell in read_cells(root / "nbs" / "01_nano.ipynb")]
+    typed = "\n".join(text for text in cells if text.startswith("# nano: ")).splitlines()
+    found = nano_lines(root)
+    assert {"levels", "fourier", "Attention", "Experts", "Block", "Nano", "loss", "train", "sample"} <= set(found)
+    for name, numbers in found.items():
+        first, last = (int(number) for number in numbers.split("–"))
+        assert any(line.startswith((f"def {name}(", f"class {name}(")) for line in typed[first - 1:first + 1]), name
+        assert typed[last - 1].strip() and (last == len(typed) or not typed[last].startswith(" ")), "its last line"
 
 
 def small_project(folder):
