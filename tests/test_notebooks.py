@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perceiver_moe_diffusion.tools.workflow import notebooks, read_cells, run_notebook
+from perceiver_moe_diffusion.tools.workflow import FOLDED, notebooks, read_cells, run_notebook, tags
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = pytest.mark.parametrize("path", notebooks(ROOT), ids=lambda path: path.stem)
@@ -105,3 +105,10 @@ def test_nano_needs_none_of_its_pictures():
     exec(source.replace("steps=400", "steps=2"), space)
     drawn = space["sample"](space["average"], space["labels"][:3], 2, space["images"][:3], steps=2)
     assert drawn.shape == (3, 8, 8) and space["history"].shape == (2, 2)
+
+
+@NOTEBOOKS
+def test_solutions_are_folded_and_nothing_else_is(path):
+    for number, cell in enumerate(read_cells(path)):
+        told = {name: value for name, value in cell["metadata"].items() if name != "tags"}
+        assert told == (FOLDED if tags(cell) & {"solution", "hide_input"} else {}), f"cell {number}: run pmd-dev fold"
