@@ -1,6 +1,8 @@
 "Every notebook runs from top to bottom in a fresh kernel; and what is stored is fit to be read on GitHub."
 import ast
 import re
+import subprocess
+import sys
 from base64 import b64decode
 from pathlib import Path
 
@@ -112,3 +114,10 @@ def test_solutions_are_folded_and_nothing_else_is(path):
     for number, cell in enumerate(read_cells(path)):
         told = {name: value for name, value in cell["metadata"].items() if name != "tags"}
         assert told == (FOLDED if tags(cell) & {"solution", "hide_input"} else {}), f"cell {number}: run pmd-dev fold"
+
+
+@pytest.mark.parametrize("stem", ["00_tour", "index"])
+def test_without_the_package_the_first_cell_says_in_one_sentence_what_to_install(stem):
+    code = next(cell["text"] for cell in read_cells(ROOT / "nbs" / f"{stem}.ipynb") if cell["cell_type"] == "code")
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "`python -m pip install -e .`" in done.stderr
