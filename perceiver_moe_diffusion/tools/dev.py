@@ -45,6 +45,7 @@ from perceiver_moe_diffusion.tools.workflow import (
     students_in,
     tags,
     teacher_cells,
+    wait_until_quiet,
     without_solution,
 )
 
@@ -130,8 +131,7 @@ def sort_answers(
             else:
                 about = f"a second {stem}" if stem else "no notebook with exercises of this project"
                 tell(f"not graded: {student}: {clean(path.name)}, {about}")
-    judged: dict[Place, tuple[str, str]] = {}
-    answers: dict[Place, str] = {}
+    judged, answers = dict[Place, tuple[str, str]](), dict[Place, str]()
     for stem, student in itertools.product(sorted({stem for _, stem in handed_in}), students):
         solutions = solutions_of(originals[stem])
         stubs = [without_solution(cell["text"]) for cell in solutions]
@@ -198,8 +198,7 @@ def judge_apart(shell: Any, before: Sequence[str], answer: str, check: str, limi
     os.waitpid(child, 0)
     os.close(reader)
     if told.endswith(b"\n"):
-        result, message = json.loads(told)
-        return result, message
+        return tuple(json.loads(told))
     return ("timed out", f"after {limit:g} seconds") if late else ("broken", "it ended its process")
 
 # %% ../../nbs/95_dev.ipynb #bcdad3e0
@@ -209,6 +208,7 @@ def judge_notebook(task: Path) -> None:
     from traitlets.config import Config
 
     shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with Ctrl-C ignored
     job = json.loads(task.read_text(encoding="utf-8"))
 
     def tell(*found: object) -> None:
@@ -217,6 +217,7 @@ def judge_notebook(task: Path) -> None:
     number, last = 0, max(number for number, *_ in job["answers"])
     for i, cell in enumerate(job["cells"]):
         number += cell["solution"]
+        wait_until_quiet(0.2 * cell["solution"])
         for _, student, answer in [given for given in job["answers"] if cell["solution"] and given[0] == number]:
             mine, check = job["before"][student], job["cells"][i + 1]["text"]
             tell(number, student, "broken", "it ended the process that grades")  # unless it goes on
@@ -226,8 +227,7 @@ def judge_notebook(task: Path) -> None:
         if number == last:
             break
         if error := run_cell(shell, cell["text"]):
-            about = f"the notebook itself does not run: {type(error).__name__}: {clean(error)}"
-            tell(0, "", "broken", about[:200])
+            tell(0, "", "broken", f"the notebook itself does not run: {type(error).__name__}: {clean(error)[:150]}")
             break
 
 # %% ../../nbs/95_dev.ipynb #8c83d066
@@ -247,9 +247,9 @@ def judge_class(
         before: dict[str, list[str]] = {student: [] for _, student in answers}
         for key in sorted(found):
             before[key[1]] += [answers[key]] * (found[key][0] == "right")
+        asked = [(*key, answers[key]) for key in waiting]
         with tempfile.TemporaryDirectory() as folder:
             task = Path(folder) / "task.json"
-            asked = [(*key, answers[key]) for key in waiting]
             task.write_text(json.dumps({**told, "answers": asked, "before": before}), encoding="utf-8")
             place = {"PYTHONPATH": os.pathsep.join([str(copy), os.environ.get("PYTHONPATH", "")]), "IPYTHONDIR": folder}
             with suppress(subprocess.TimeoutExpired):
@@ -302,15 +302,15 @@ def table_of(marks: Sequence[Mark]) -> list[str]:
     widths = [max(map(len, column), default=0) for column in zip(*rows)]
     lines = [f"{student:{widths[0]}}  {stem:{widths[1]}}  " + "  ".join(f"{result:9}" for result in results).rstrip()
              for (student, stem), results in rows.items()]
-    count = Counter(itertools.chain(*rows.values()))
-    total = ", ".join(f"{result}: {number}" for result, number in count.most_common())
+    count = Counter(itertools.chain(*rows.values())).most_common()
+    total = ", ".join(f"{result}: {number}" for result, number in count)
     return [*lines, total or "nobody tried anything"]
 
 
 def grade_words(root: Path, words: Sequence[str]) -> None:
     "`pmd-dev grade FOLDER [limit=SECONDS]`."
     folders, limits = [word for word in words if "=" not in word], [word for word in words if "=" in word]
-    known = len(folders) == 1 and len(limits) <= 1 and all(word.startswith("limit=") for word in limits)
+    known = len(folders) == 1 and [word[:6] for word in limits] in ([], ["limit="])
     require(known, f"grade {' '.join(words)}".strip(), "grade FOLDER [limit=SECONDS]")
     limit = limits[0].removeprefix("limit=") if limits else "120"
     require(limit.isdecimal() and int(limit) > 0, f"limit={limit}", "a whole number of seconds, 1 or more")

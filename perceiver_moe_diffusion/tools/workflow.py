@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -318,8 +319,7 @@ def solutions_of(cells: Sequence[dict]) -> list[dict]:
 def find_answers(cells: Sequence[dict], solutions: Sequence[dict]) -> list[str | None]:  # None: not there
     "Answers: the cells with the ids of the solutions; where a program changed all ids, those with the tag."
     by_id = {cell["id"]: cell["text"] for cell in reversed(cells)}
-    tagged = solutions_of(cells)
-    if len(tagged) == len(solutions) and not any(cell["id"] in by_id for cell in solutions):
+    if len(tagged := solutions_of(cells)) == len(solutions) and not any(cell["id"] in by_id for cell in solutions):
         return [cell["text"] for cell in tagged]
     return [by_id.get(cell["id"]) for cell in solutions]
 
@@ -340,3 +340,11 @@ def copy_project(root: Path, folder: Path) -> None:
         shutil.copytree(root / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns(*passing))
     for path in filter(Path.is_file, root.iterdir()):
         shutil.copy(path, folder / path.name)
+
+
+def wait_until_quiet(seconds: float, patience: float = 30) -> None:
+    "Wait until no thread of this process has computed for so many seconds."
+    end, used = time.monotonic() + patience, -1.0
+    while time.process_time() > used + 0.01 and time.monotonic() < end:
+        used = time.process_time()
+        time.sleep(seconds)
