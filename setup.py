@@ -2,15 +2,23 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 about = config["DEFAULT"]
 lab = about["lab_requirements"].split()
+server_config = "etc/jupyter/jupyter_server_config.d"
+
+
+class WithData(Distribution):
+    "An editable installation asks `has_data`, which setuptools calls otherwise; without it `data_files` are left out."
+    has_data = Distribution.has_data_files
+
 
 setup(
+    distclass=WithData,
     name=about["lib_name"],
     version=about["version"],
     description=about["description"],
@@ -24,6 +32,7 @@ setup(
     python_requires=f">={about['min_python']}",
     packages=find_packages(include=[about["lib_path"] + "*"]),
     package_data={about["lib_name"]: ["py.typed", "conf/*.yaml", "conf/*/*.yaml", "conf/*/*/*.yaml", "pretrained/*/*"]},
+    data_files=[(server_config, [f"{server_config}/{about['lib_name']}.json"])],  # `jupyter lab nbs` opens on the index
     install_requires=about["requirements"].split(),
     extras_require={"lab": lab, "dev": lab + about["dev_requirements"].split()},
     entry_points={

@@ -1,4 +1,6 @@
 "A Perceiver IO with a mixture of experts as a guided diffusion model: notebooks to read, a package to use."
+from pathlib import Path
+
 from lazy_loader import attach
 
 __version__ = "0.4.0"
@@ -22,3 +24,18 @@ __getattr__, __dir__, __all__ = attach(
         "evaluation.generate": ["evaluate"],
         "explore.guidance_explorer": ["GuidanceExplorer"],
     })
+
+
+def _jupyter_server_extension_points():
+    "What etc/jupyter/jupyter_server_config.d of this repository switches on, in the environment it is installed into."
+    return [{"module": __name__}]
+
+
+def _load_jupyter_server_extension(server):
+    "`jupyter lab nbs` opens on the index. A server of another folder, or asked for another page, is left alone."
+    folder = Path(server.root_dir)
+    settings = folder.parent / "settings.ini"
+    told = settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else ""
+    ours = f"lib_name = {__name__}\n" in told and (folder / "index.ipynb").is_file()
+    if ours and server.default_url == f"{server.base_url}lab":
+        server.default_url += "/tree/index.ipynb"

@@ -1,12 +1,14 @@
 "Every notebook runs from top to bottom in a fresh kernel; and what is stored is fit to be read on GitHub."
 import ast
 import re
+import subprocess
+import sys
 from base64 import b64decode
 from pathlib import Path
 
 import pytest
 
-from perceiver_moe_diffusion.tools.workflow import notebooks, read_cells, run_notebook
+from perceiver_moe_diffusion.tools.workflow import FOLDED, notebooks, read_cells, run_notebook, tags
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = pytest.mark.parametrize("path", notebooks(ROOT), ids=lambda path: path.stem)
@@ -105,3 +107,17 @@ def test_nano_needs_none_of_its_pictures():
     exec(source.replace("steps=400", "steps=2"), space)
     drawn = space["sample"](space["average"], space["labels"][:3], 2, space["images"][:3], steps=2)
     assert drawn.shape == (3, 8, 8) and space["history"].shape == (2, 2)
+
+
+@NOTEBOOKS
+def test_solutions_are_folded_and_nothing_else_is(path):
+    for number, cell in enumerate(read_cells(path)):
+        told = {name: value for name, value in cell["metadata"].items() if name != "tags"}
+        assert told == (FOLDED if tags(cell) & {"solution", "hide_input"} else {}), f"cell {number}: run pmd-dev fold"
+
+
+@pytest.mark.parametrize("stem", ["00_tour", "index"])
+def test_without_the_package_the_first_cell_says_in_one_sentence_what_to_install(stem):
+    code = next(cell["text"] for cell in read_cells(ROOT / "nbs" / f"{stem}.ipynb") if cell["cell_type"] == "code")
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "`python -m pip install -e .`" in done.stderr

@@ -4,7 +4,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import perceiver_moe_diffusion as package
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,3 +99,44 @@ def test_a_wheel_works_in_a_clean_environment(tmp_path):
              "print(package.__file__, tuple(images.shape), sep='\\n')")
     where, shape = run(python, "-c", alone, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(site) and shape == "(2, 1, 8, 8)"
+
+
+@pytest.mark.parametrize("base, asked, opened", [
+    ("/", "/lab", "/lab/tree/index.ipynb"),
+    ("/user/ada/", "/user/ada/lab", "/user/ada/lab/tree/index.ipynb"),
+    ("/", "/tree", "/tree"),  # jupyter notebook
+    ("/", "/lab/tree/30_moe.ipynb", "/lab/tree/30_moe.ipynb")])
+def test_jupyter_lab_opens_on_the_index_here_and_as_ever_elsewhere(base, asked, opened, tmp_path):
+    "Elsewhere: another folder, one with an index of its own, another project's notebooks."
+    server = lambda folder: SimpleNamespace(root_dir=str(folder), base_url=base, default_url=asked)
+    here = server(ROOT / "nbs")
+    package._load_jupyter_server_extension(here)
+    assert here.default_url == opened
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "index.ipynb").touch()
+    for settings in (None, "lib_name = another\n", "lib_name = perceiver_moe_diffusion_2\n"):
+        if settings:
+            (tmp_path / "settings.ini").write_text(settings)
+        for folder in (tmp_path, tmp_path / "nbs", ROOT):
+            elsewhere = server(folder)
+            package._load_jupyter_server_extension(elsewhere)
+            assert elsewhere.default_url == asked
+
+
+def test_the_package_costs_a_jupyter_server_nothing():
+    "It is imported by each server of its environment: nothing heavy may come with it."
+    heavy = "import sys, perceiver_moe_diffusion; print({'torch', 'numpy', 'matplotlib'} & set(sys.modules))"
+    assert run(sys.executable, "-c", heavy, cwd=ROOT).strip() == "set()"
+
+
+def test_an_editable_installation_switches_the_index_on(tmp_path):
+    "setuptools leaves `data_files` out of an editable wheel, unless it is asked in its own words (setup.py)."
+    names = ("setup.py", "settings.ini", "README.md", "LICENSE", "MANIFEST.in")
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("etc", "perceiver_moe_diffusion"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    run(sys.executable, "-c", "from setuptools.build_meta import build_editable as make; make('.')", cwd=tmp_path)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        config = "data/etc/jupyter/jupyter_server_config.d/perceiver_moe_diffusion.json"
+        assert [name for name in wheel.namelist() if name.endswith(config)]

@@ -1,6 +1,7 @@
 # Made from nbs/93_workflow.ipynb by `pmd-dev tests`. Edit the notebook.
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,19 +10,23 @@ from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.tools.workflow import (
     BEGIN,
     END,
+    FOLDED,
     defined_names,
     directives,
     extract_tests,
+    fold_solutions,
     is_lasting,
+    make_copy,
     make_readme,
-    make_student_copy,
     make_tests,
     notebooks,
     parse_cells,
     project_root,
     read_cells,
     run_notebook,
+    student_cells,
     tags,
+    teacher_cells,
     without_solution,
 )
 
@@ -144,10 +149,14 @@ def test_the_students_copy_fails_its_checks_until_it_is_solved(tmp_path):
     import nbformat
     from nbclient import NotebookClient
 
-    copies = make_student_copy(project_root(Path(__file__).parent), tmp_path / "student")
-    assert len(copies) == len(WITH_EXERCISES)
-    assert not any(BEGIN in cell["text"] for path in copies for cell in read_cells(path) if "solution" in tags(cell))
-    notebook = nbformat.read(copies[0], as_version=4)
+    copies = make_copy(project_root(Path(__file__).parent), tmp_path / "student", student_cells)
+    names = [path.name for path in copies]
+    assert names == [path.name for path in notebooks(project_root(Path(__file__).parent))]
+    solutions = [cell for path in copies for cell in read_cells(path) if "solution" in tags(cell)]
+    assert len(solutions) == 3 * len(WITH_EXERCISES)
+    assert not any(BEGIN in cell["text"] or FOLDED.keys() & cell["metadata"].keys() for cell in solutions)
+    first = next(path for path in copies if path.name == WITH_EXERCISES[0].name)
+    notebook = nbformat.read(first, as_version=4)
     there = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, kernel_name="python3", allow_errors=True, resources=there).execute()
     with_error = lambda cell: any(output["output_type"] == "error" for output in cell.get("outputs", []))
@@ -159,8 +168,43 @@ def test_the_students_copy_fails_its_checks_until_it_is_solved(tmp_path):
 def test_a_folder_with_somebodys_work_is_not_touched(tmp_path, capsys):
     (tmp_path / "00_core.ipynb").write_text("mine")
     with pytest.raises(UserError, match="a new or empty one"):
-        make_student_copy(project_root(Path(__file__).parent), tmp_path)
+        make_copy(project_root(Path(__file__).parent), tmp_path, student_cells)
     assert (tmp_path / "00_core.ipynb").read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", [student_cells, teacher_cells])
+def test_pictures_and_links_between_notebooks_work_in_the_copies(change, tmp_path):
+    import nbformat
+
+    for path in make_copy(project_root(Path(__file__).parent), tmp_path / "copy", change):
+        nbformat.validate(nbformat.read(path, as_version=4))
+        prose = "\n".join(cell["text"] for cell in read_cells(path) if cell["cell_type"] == "markdown")
+        for link in re.findall(r"\]\((?!\.\.)([\w./-]+\.(?:ipynb|png|svg|gif))", prose):
+            assert (path.parent / link).is_file(), f"{path.stem}: {link}"
+
+
+def test_the_teachers_copy_shows_the_solutions_and_says_what_the_checks_ask():
+    solution = {"cell_type": "code", "metadata": {"tags": ["solution"], **FOLDED}, "source": [BEGIN]}
+    assert teacher_cells(solution) == [{**solution, "metadata": {"tags": ["solution"]}}]
+    source = ["for x in (1, 2):\n", '    assert f(x), "a word"\n', "assert g()\n", "assert h(), f'{x} is odd'"]
+    check = {"cell_type": "code", "id": "a", "metadata": {"tags": ["exercise"]}, "source": source, "outputs": ["kept"]}
+    kept, guide = teacher_cells(check)
+    assert kept == check and guide["id"] == "a-guide" and guide["cell_type"] == "markdown"
+    assert "".join(guide["source"]).splitlines()[2:] == ["- `f(x)`: a word", "- `g()`", "- `h()`: `f'{x} is odd'`"]
+
+
+def test_folding_closes_solutions_and_touches_nothing_else(tmp_path):
+    (tmp_path / "nbs").mkdir()
+    path = tmp_path / "nbs" / "00_toy.ipynb"
+    tagged = lambda tag: {"cell_type": "code", "metadata": {"tags": [tag]}, "source": ["x = 'é'"]}
+    cells = [tagged("solution"), tagged("exercise"), tagged("hide_input")]
+    path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    assert fold_solutions(tmp_path, check=True) == [path] and FOLDED.keys().isdisjoint(read_cells(path)[0]["metadata"])
+    assert fold_solutions(tmp_path) == [path] and fold_solutions(tmp_path) == []
+    solution, check, hidden = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert check == cells[1] and solution["metadata"] == {"tags": ["solution"], **FOLDED}
+    assert hidden["metadata"] == {"tags": ["hide_input"], **FOLDED}
+    assert {**solution, "metadata": cells[0]["metadata"]} == cells[0]
 
 
 @pytest.mark.parametrize("text", ["answer = 1", f"{BEGIN}\nanswer = 1", f"answer = 1\n{END}"])

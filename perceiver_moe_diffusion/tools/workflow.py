@@ -9,9 +9,12 @@ __all__ = ['run_notebook']
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..core import UserError, atomic_write, require
@@ -192,11 +195,26 @@ def tidy(output: dict) -> dict:
 
 # %% ../../nbs/93_workflow.ipynb #7f02ee29
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+FOLDED = {"code-fold": True, "jupyter": {"source_hidden": True}}  # how Quarto and JupyterLab are told to close a cell
 
 
 def tags(cell: dict) -> set[str]:
     "The tags of a notebook cell."
     return set(cell["metadata"].get("tags", []))
+
+
+def fold_solutions(root: Path, check: bool = False) -> list[Path]:  # the notebooks with an open one
+    "Close the solutions of all notebooks, and the cells of which only what they print is read."
+    changed = []
+    for path in notebooks(root):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if tags(cell) & {"solution", "hide_input"}:
+                cell["metadata"] |= FOLDED
+        text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"  # as nbdev_clean writes it
+        if write_if_changed(path, text, check):
+            changed.append(path)
+    return changed
 
 
 def without_solution(text: str) -> str:
@@ -208,29 +226,125 @@ def without_solution(text: str) -> str:
             f"one or more pairs of lines {BEGIN} and {END}")
     return stub
 
+# %% ../../nbs/93_workflow.ipynb #d4d0b41b
+def unfolded(cell: dict) -> dict:
+    "An open cell."
+    return {**cell, "metadata": {name: value for name, value in cell["metadata"].items() if name not in FOLDED}}
 
-def student_cell(cell: dict) -> dict:
+
+def student_cells(cell: dict) -> list[dict]:
     "A cell as the student gets it: a solution is taken out, and so are outputs that would give it away."
     marks = tags(cell)
     if "solution" in marks:
-        cell = {**cell, "source": without_solution("".join(cell["source"])).splitlines(keepends=True)}
-    return {**cell, "outputs": [], "execution_count": None} if marks & {"solution", "exercise"} else cell
+        cell = {**unfolded(cell), "source": without_solution("".join(cell["source"])).splitlines(keepends=True)}
+    return [{**cell, "outputs": [], "execution_count": None} if marks & {"solution", "exercise"} else cell]
 
 
-def student_copy(notebook: dict) -> dict:
-    "A notebook without its solutions."
-    return {**notebook, "cells": [student_cell(cell) for cell in notebook["cells"]]}
+def teacher_cells(cell: dict) -> list[dict]:
+    "A cell as the teacher gets it: a solution is open, and below a check stands what it asks."
+    if "exercise" not in tags(cell):
+        return [unfolded(cell) if "solution" in tags(cell) else cell]
+    guide = {"cell_type": "markdown", "metadata": {}, "source": marking_guide(cell).splitlines(keepends=True)}
+    return [cell, guide | ({"id": f"{cell['id']}-guide"} if "id" in cell else {})]
 
 
-def make_student_copy(root: Path, folder: Path) -> list[Path]:  # the notebooks written
-    "Write the students' notebooks into a new folder; one that holds files, perhaps somebody's work, is refused."
+def marking_guide(cell: dict) -> str:
+    "What a checking cell asks, in its order: its assertions, with what they say to who fails."
+    lines = ["**Marking.** Right, if the cell above runs through. It asks:", ""]
+    asked = [node for node in ast.walk(parse_cells(["".join(cell["source"])])) if isinstance(node, ast.Assert)]
+    for node in sorted(asked, key=lambda node: node.lineno):
+        told = str(node.msg.value) if isinstance(node.msg, ast.Constant) else node.msg and f"`{ast.unparse(node.msg)}`"
+        lines.append(f"- `{ast.unparse(node.test)}`" + (f": {told}" if told else ""))
+    return "\n".join(lines)
+
+# %% ../../nbs/93_workflow.ipynb #959d4b82
+def make_copy(
+    root: Path,
+    folder: Path,
+    change: Callable[[dict], list[dict]],  # a cell -> what stands in its place: `student_cells`, `teacher_cells`
+) -> list[Path]:                           # the notebooks written
+    "Write the notebooks for a class into a new folder; one that holds files, perhaps somebody's work, is refused."
     require(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())), f"the folder {folder}",
-            "a new or empty one", "Choose another: pmd-dev student FOLDER.")
-    found = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in notebooks(root)}
-    has_exercises = lambda notebook: any("exercise" in tags(cell) for cell in notebook["cells"])
-    copies = {name: student_copy(notebook) for name, notebook in found.items() if has_exercises(notebook)}
+            "a new or empty one", "Choose another: pmd-dev student FOLDER, pmd-dev teacher FOLDER.")
+    copies = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in notebooks(root)}
+    for notebook in copies.values():
+        notebook["cells"] = [changed for cell in notebook["cells"] for changed in change(cell)]
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("images", "results"):  # what the notebooks show, and what they read
+        if (root / "nbs" / name).is_dir():
+            shutil.copytree(root / "nbs" / name, folder / name)
     for name, notebook in copies.items():
         with atomic_write(folder / name) as file:
             file.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return [folder / name for name in copies]
+
+# %% ../../nbs/93_workflow.ipynb #9c79b8bd
+def clean(text: object) -> str:
+    "One line that can be printed and written, whatever somebody called a file or an error."
+    return " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
+
+
+def students_in(folder: Path) -> dict[str, list[Path]]:  # name -> notebooks
+    "Students: each sub-folder is one; or the folder itself, if it holds notebooks."
+    wanted = "one student's notebooks, or a folder of notebooks for each student"
+    require(folder.is_dir(), f"grading {folder}, which is no folder", wanted)
+    visible = lambda path: not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    found: dict[str, list[Path]] = {clean(path.name): [] for path in sorted(folder.iterdir())
+                                    if path.is_dir() and visible(path)}
+    own: list[Path] = []
+    for path in filter(visible, sorted(folder.rglob("*.ipynb"))):
+        (own if path.parent == folder else found[clean(path.relative_to(folder).parts[0])]).append(path)
+    below = [path for paths in found.values() for path in paths]
+    require(bool(own or below), f"grading {folder}, without a notebook", wanted)
+    if own and below:
+        raise UserError(f"{folder} holds notebooks ({clean(own[0].name)}) and a folder with notebooks "
+                        f"({clean(below[0].relative_to(folder))}). Grade {wanted}.")
+    return {clean(folder.resolve().name): own} if own else found
+
+
+def read_handed_in(path: Path) -> list[dict]:  # none, if it is no notebook
+    "Cells of a notebook that may hold anything."
+    try:
+        cells = [{**cell, "id": str(cell.get("id")), "tags": tags(cell)} for cell in read_cells(path)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return [cell for cell in cells if cell.get("cell_type") == "code"]
+
+
+def solutions_of(cells: Sequence[dict]) -> list[dict]:
+    "The solution cells of a notebook."
+    return [cell for cell in cells if "solution" in tags(cell)]
+
+
+def find_answers(cells: Sequence[dict], solutions: Sequence[dict]) -> list[str | None]:  # None: not there
+    "Answers: the cells with the ids of the solutions; where a program changed all ids, those with the tag."
+    by_id = {cell["id"]: cell["text"] for cell in reversed(cells)}
+    if len(tagged := solutions_of(cells)) == len(solutions) and not any(cell["id"] in by_id for cell in solutions):
+        return [cell["text"] for cell in tagged]
+    return [by_id.get(cell["id"]) for cell in solutions]
+
+
+def same_code(one: str, other: str) -> bool:
+    "Whether two cells are the same but for comments and layout."
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return one.split() == other.split()
+
+
+def copy_project(root: Path, folder: Path) -> None:
+    "A copy of the project to run strangers' code in."
+    for name in filter(lambda name: (root / name).is_dir(), ("nbs", "tests", "perceiver_moe_diffusion")):
+        passing = ["__pycache__", ".ipynb_checkpoints"] + ["runs"] * (name == "nbs")
+        shutil.copytree(root / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns(*passing))
+    for path in filter(Path.is_file, root.iterdir()):
+        shutil.copy(path, folder / path.name)
+
+
+def wait_until_quiet(seconds: float, patience: float = 30) -> None:
+    "Wait until no thread of this process has computed for so many seconds."
+    end, used = time.monotonic() + patience, -1.0
+    while time.process_time() > used + 0.01 and time.monotonic() < end:
+        used = time.process_time()
+        time.sleep(seconds)
