@@ -7,6 +7,7 @@ import pytest
 from perceiver_moe_diffusion.core import UserError
 from perceiver_moe_diffusion.tools.headers import (
     COLUMNS,
+    TO_RUN,
     make_header,
     make_headers,
     minutes_to_read,
@@ -29,10 +30,10 @@ The question."""
 
 
 def test_a_header_gets_what_is_counted_and_keeps_what_was_written_and_is_made_twice_the_same():
-    links = "[← 11 a](11_a.ipynb) · [index](index.ipynb)"
+    links = navigation(Path("12_b.ipynb"), [Path("11_a.ipynb"), Path("12_b.ipynb")])
     made = make_header(OLD_HEAD, links, 7, "12", "model.svg")
     assert made.splitlines() == [
-        "# Diffusion", "> Undo one step.", "", links, "", COLUMNS, "|---|---|---|---|---|",
+        "# Diffusion", "> Undo one step.", "", *links.splitlines(), "", COLUMNS, "|---|---|---|---|---|",
         "| PyTorch | `a \\| b` | 7 | 12 | Ho et al. 2020 |", "", "The question.", "",
         "![The model, with the piece of this notebook lit](images/model.svg)"]
     assert make_header(made, links, 7, "12", "model.svg") == made
@@ -43,11 +44,11 @@ def test_a_header_gets_what_is_counted_and_keeps_what_was_written_and_is_made_tw
 
 def test_the_neighbours_are_linked():
     order = [Path(f"{name}.ipynb") for name in ("00_tour", "02_glossary", "10_points")]
-    glossary = "[symbols and words](02_glossary.ipynb)"
-    assert navigation(order[0], order) == f"[index](index.ipynb) · {glossary} · [02 glossary →](02_glossary.ipynb)"
-    both = "[← 00 tour](00_tour.ipynb) · [index](index.ipynb) · [10 points →](10_points.ipynb)"
-    assert navigation(order[1], order) == both
-    assert navigation(order[2], order) == f"[← 02 glossary](02_glossary.ipynb) · [index](index.ipynb) · {glossary}"
+    glossary, links = "[symbols and words](02_glossary.ipynb)", [navigation(path, order) for path in order]
+    assert links[0] == f"[index](index.ipynb) · {glossary} · [02 glossary →](02_glossary.ipynb)" + TO_RUN
+    assert links[1] == "[← 00 tour](00_tour.ipynb) · [index](index.ipynb) · [10 points →](10_points.ipynb)" + TO_RUN
+    assert links[2] == f"[← 02 glossary](02_glossary.ipynb) · [index](index.ipynb) · {glossary}" + TO_RUN
+    assert TO_RUN not in navigation(Path("01_nano.ipynb"), [Path("01_nano.ipynb")]), "nano needs PyTorch alone"
 
 
 def test_minutes_count_prose_and_code_and_pass_over_tests_and_solutions():

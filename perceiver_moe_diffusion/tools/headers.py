@@ -59,6 +59,10 @@ def title_of(path: Path) -> str:
     return path.stem.replace("_", " ")
 
 
+# What a reader without the package, or with a kernel of another language, has to know before the first error.
+TO_RUN = "  \n*Runs in a Python kernel that has this package: `python -m pip install -e .` beside README.md.*"
+
+
 def navigation(path: Path, order: Sequence[Path]) -> str:
     "The line of links to the neighbours of a notebook, to the index and to the glossary."
     place = list(order).index(path)
@@ -70,7 +74,7 @@ def navigation(path: Path, order: Sequence[Path]) -> str:
         links.append("[symbols and words](02_glossary.ipynb)")
     if place + 1 < len(order):
         links.append(f"[{title_of(order[place + 1])} →]({order[place + 1].name})")
-    return " · ".join(links)
+    return " · ".join(links) + ("" if path.stem == "01_nano" else TO_RUN)
 
 # %% ../../nbs/99_headers.ipynb #47831bd1
 def nano_lines(root: Path) -> dict[str, str]:
@@ -112,7 +116,7 @@ def with_table(lines: Sequence[str], minutes: int, seconds: str) -> list[str]:
 
 def make_header(text: str, links: str, minutes: int, seconds: str, picture: str) -> str:
     "The first cell of a notebook with all that is counted or linked; what a person wrote stays as it is."
-    made = ("[← ", "[index](index.ipynb) ·", "![The model")
+    made = ("[← ", "[index](index.ipynb) ·", "*Runs in a Python kernel", "![The model")
     title, subtitle, *rest = [line for line in text.splitlines() if not line.startswith(made)]
     body = "\n".join(with_table(rest, minutes, seconds)).strip("\n")
     shown = f"\n\n![The model, with the piece of this notebook lit](images/{picture})" if picture else ""
