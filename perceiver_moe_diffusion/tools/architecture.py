@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..core import require
-from ..explore.model_picture import model_pictures
 from .workflow import write_if_changed
 
 # %% ../../nbs/94_architecture.ipynb #807720fb
@@ -260,6 +259,8 @@ def draw_house(imports: Sequence[Import]) -> str:
 
 def make_picture(root: Path, check: bool = False) -> list[Path]:  # the files that were out of date
     "Generate the pictures in `nbs/images`: the architecture from the imports, the model from the shapes of a run."
+    from perceiver_moe_diffusion.explore.model_picture import model_pictures  # draws with a model: not at start-up
+
     texts = {"architecture": draw_house(read_imports(root / PACKAGE)), **model_pictures()}
     pictures = {root / "nbs" / "images" / f"{name}.svg": text for name, text in texts.items()}
     return [path for path, text in pictures.items() if write_if_changed(path, text, check)]

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core import require, write_json
-from .workflow import directives, notebooks, read_cells, tags, write_if_changed
+from .workflow import directives, notebooks, read_cells, tags, write_notebook
 
 # %% ../../nbs/99_headers.ipynb #3697f0c0
 WORDS_A_MINUTE, LINES_A_MINUTE = 200, 20
@@ -141,7 +141,7 @@ def rewrite_cells(path: Path, change: Callable[[str], str], last: int | None, ch
     for cell in notebook["cells"][:last]:
         if cell["cell_type"] == "markdown":
             cell["source"] = change("".join(cell["source"])).splitlines(keepends=True)
-    return write_if_changed(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", check)
+    return write_notebook(path, notebook, check)
 
 
 def make_headers(root: Path, check: bool = False) -> list[Path]:  # the notebooks that were out of date

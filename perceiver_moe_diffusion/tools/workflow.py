@@ -121,6 +121,11 @@ def write_if_changed(path: Path, text: str, check: bool) -> bool:  # whether the
     return True
 
 
+def write_notebook(path: Path, notebook: dict, check: bool = False) -> bool:  # whether the file was out of date
+    "Write a notebook as nbdev_clean does, or with `check` only say whether it would change."
+    return write_if_changed(path, json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n", check)
+
+
 def sort_imports(text: str) -> str:
     "Python source with its import lines in order and joined, without those that nothing uses; by ruff."
     command = [sys.executable, "-m", "ruff", "check", "--select", "I,F401", "--fix", "--quiet", "--line-length", "120",
@@ -205,16 +210,11 @@ def tags(cell: dict) -> set[str]:
 
 def fold_solutions(root: Path, check: bool = False) -> list[Path]:  # the notebooks with an open one
     "Close the solutions of all notebooks, and the cells of which only what they print is read."
-    changed = []
-    for path in notebooks(root):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        for cell in notebook["cells"]:
-            if tags(cell) & {"solution", "hide_input"}:
-                cell["metadata"] |= FOLDED
-        text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"  # as nbdev_clean writes it
-        if write_if_changed(path, text, check):
-            changed.append(path)
-    return changed
+    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in notebooks(root)}
+    for cell in (cell for notebook in found.values() for cell in notebook["cells"]):
+        if tags(cell) & {"solution", "hide_input"}:
+            cell["metadata"] |= FOLDED
+    return [path for path, notebook in found.items() if write_notebook(path, notebook, check)]
 
 
 def without_solution(text: str) -> str:
@@ -274,8 +274,7 @@ def make_copy(
         if (root / "nbs" / name).is_dir():
             shutil.copytree(root / "nbs" / name, folder / name)
     for name, notebook in copies.items():
-        with atomic_write(folder / name) as file:
-            file.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_notebook(folder / name, notebook)
     return [folder / name for name in copies]
 
 # %% ../../nbs/93_workflow.ipynb #9c79b8bd
